@@ -1,0 +1,46 @@
+# Everything is installed into .venv; nothing outside this folder is touched.
+# What has been done leaves a stamp, so a second call is instant while the sources are unchanged.
+
+PYTHON := .venv/bin/python
+STAMPS := .venv/stamps
+SOURCES := setup.py pyproject.toml \
+	$(shell find evonorm* configs tools tests -type f ! -name '*.pyc' 2>/dev/null)
+
+.PHONY: help setup demo test lint
+
+help:
+	@echo "make setup   install everything into .venv"
+	@echo "make demo    train Mask R-CNN with EvoNorm on handwritten digits and evaluate it"
+	@echo "make test    run all tests"
+	@echo "make lint    check style, formatting and type hints"
+
+setup: $(STAMPS)/setup
+	@echo "setup: done; .venv/bin/python has everything"
+
+demo: $(STAMPS)/demo
+	@echo "demo: done; 'rm $(STAMPS)/demo' and 'make demo' to repeat it"
+
+test: $(STAMPS)/test
+	@echo "test: passed; 'rm $(STAMPS)/test' and 'make test' to repeat it"
+
+lint: $(STAMPS)/lint
+	@echo "lint: passed"
+
+$(STAMPS)/setup: setup.py constraints.txt tools/install_detectron2.py
+	python3 -m venv .venv
+	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[detection,dev]"
+	PIP_CONSTRAINT=constraints.txt $(PYTHON) tools/install_detectron2.py
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/demo: $(STAMPS)/setup $(SOURCES)
+	$(PYTHON) tools/demo.py
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/setup $(SOURCES)
+	$(PYTHON) -m pytest
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/setup $(SOURCES)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	@touch $@
