@@ -1,0 +1,12 @@
+"""EvoNorm in Detectron2: `NORM: EvoNormS0` in a stock config.
+
+cfg = get_cfg()
+add_evonorm_config(cfg)
+cfg.merge_from_file(...)
+resolve(cfg)
+"""
+
+from .config import add_evonorm_config, resolve
+from .lazy import resolve_lazy
+
+__all__ = ["add_evonorm_config", "resolve", "resolve_lazy"]

@@ -1,0 +1,150 @@
+"""Config keys of the plugin, and the swap of Detectron2's component names for ours."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import get_norm
+
+from evonorm import build_norm_act
+
+# Importing them registers the components.
+from . import heads, paper  # noqa: F401
+from .norm import is_norm_act
+
+_BACKBONES = {
+    "build_resnet_backbone": "build_norm_act_resnet_backbone",
+    "build_resnet_fpn_backbone": "build_norm_act_resnet_fpn_backbone",
+    "build_retinanet_resnet_fpn_backbone": "build_norm_act_retinanet_resnet_fpn_backbone",
+}
+# NORM key: the key that names the component which reads it, and ours for each stock component.
+COMPONENTS = {
+    "RESNETS.NORM": ("BACKBONE.NAME", _BACKBONES),
+    "FPN.NORM": ("BACKBONE.NAME", _BACKBONES),
+    "RPN.NORM": ("RPN.HEAD_NAME", {"StandardRPNHead": "NormActRPNHead"}),
+    "ROI_BOX_HEAD.NORM": ("ROI_BOX_HEAD.NAME", {"FastRCNNConvFCHead": "NormActConvFCHead"}),
+    "ROI_MASK_HEAD.NORM": (
+        "ROI_MASK_HEAD.NAME",
+        {"MaskRCNNConvUpsampleHead": "NormActConvUpsampleHead"},
+    ),
+    "SEM_SEG_HEAD.NORM": ("SEM_SEG_HEAD.NAME", {"SemSegFPNHead": "NormActSemSegFPNHead"}),
+    "RETINANET.NORM": ("META_ARCHITECTURE", {"RetinaNet": "NormActRetinaNet"}),
+}
+_PAPER = {
+    "BACKBONE.NAME": "build_paper_resnet_fpn_backbone",
+    "RPN.HEAD_NAME": "PaperRPNHead",
+    "ROI_BOX_HEAD.NAME": "PaperConvFCHead",
+    "ROI_MASK_HEAD.NAME": "PaperConvUpsampleHead",
+}
+
+
+def add_evonorm_config(cfg: CfgNode) -> CfgNode:
+    """Add the plugin's keys to a Detectron2 config, in place, unless they are there.
+
+    MODEL.RPN.NORM: norm of the RPN head's conv; "" for none, as in Detectron2.
+    MODEL.FPN.PAD_TO: pad batches to multiples of this size, in pixels; 0 as little as possible.
+    MODEL.EVONORM: the norm-acts' options, as :func:`evonorm.build_norm_act`'s; ZERO_INIT_LAST lets
+        the weight of each residual branch's last norm start at 0.
+    INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
+    """
+    if "EVONORM" in cfg.MODEL:
+        return cfg
+    cfg.MODEL.RPN.NORM = ""
+    cfg.MODEL.FPN.PAD_TO = 0
+    cfg.MODEL.EVONORM = CfgNode(
+        {"NUM_GROUPS": 32, "EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False, "ZERO_INIT_LAST": False}
+    )
+    cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
+    return cfg
+
+
+def resolve(cfg: CfgNode) -> CfgNode:
+    """Swap the names of stock components for ours wherever a NORM key names a norm-act, in place.
+
+    Works on a frozen config too, changes nothing when it refuses, and nothing the second time.
+
+    Returns:
+        cfg itself.
+
+    Raises:
+        ValueError: an unknown norm, or a component in which a ReLU would follow the norm-act.
+    """
+    changes = {}
+    for key, norm in _norm_keys(cfg.MODEL):
+        _check_known(key, norm)
+        if is_norm_act(norm):
+            changes |= _swap(cfg, key, norm)
+    if is_norm_act(cfg.MODEL.RESNETS.NORM):
+        _check_res5(cfg)
+        _warn_if_random_is_frozen(cfg)
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    for name_key, ours in changes.items():
+        node, leaf = _locate(cfg, name_key)
+        node[leaf] = ours
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _norm_keys(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _norm_keys(value, f"{prefix}{key}.")
+        elif key == "NORM":
+            yield prefix + key, value
+
+
+def _check_known(key: str, norm: Any) -> None:
+    if not is_norm_act(norm) and isinstance(norm, str):
+        try:
+            get_norm(norm, 32)
+        except KeyError:
+            try:
+                build_norm_act(norm, 32)
+            except ValueError as error:
+                raise ValueError(f"MODEL.{key}: {error}, and Detectron2's BN, GN, ...") from None
+
+
+def _swap(cfg: CfgNode, key: str, norm: str) -> dict[str, str]:
+    if key not in COMPONENTS:
+        raise ValueError(f"MODEL.{key} is {norm}, but no component of evonorm_d2 reads that key")
+    name_key, ours = COMPONENTS[key]
+    node, leaf = _locate(cfg, name_key)
+    name = node[leaf]
+    if name in ours:
+        return {name_key: ours[name]}
+    if name not in ours.values() and name != _PAPER.get(name_key):
+        raise ValueError(
+            f"MODEL.{key} is {norm}, but {name!r} (MODEL.{name_key}) has no place for it, or would "
+            f"put a ReLU after it; supported are {', '.join(ours)}"
+        )
+    return {}
+
+
+def _check_res5(cfg: CfgNode) -> None:
+    if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads" and "RCNN" in cfg.MODEL.META_ARCHITECTURE:
+        raise ValueError(
+            f"MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM}, but 'Res5ROIHeads' "
+            "(MODEL.ROI_HEADS.NAME) would put a ReLU after it; use StandardROIHeads on an FPN"
+        )
+
+
+def _warn_if_random_is_frozen(cfg: CfgNode) -> None:
+    if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        logging.getLogger(__name__).warning(
+            "MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is %d: the first stages stay at "
+            "their random start. Set MODEL.BACKBONE.FREEZE_AT 0 to train from scratch",
+            cfg.MODEL.BACKBONE.FREEZE_AT,
+        )
+
+
+def _locate(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
+    node = cfg.MODEL
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    return node, leaf

@@ -1,0 +1,68 @@
+"""FPN and the backbones that use it, for any norm-act."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import nn
+
+from .norm import Norm, as_norm, norm_from_config
+from .resnet import build_norm_act_resnet_backbone
+
+
+class NormActFPN(FPN):
+    """`FPN` with any norm-act, in its form without activation, after lateral and output convs.
+
+    Args:
+        norm: the name of a norm-act, a :class:`Norm`, or what `FPN` takes.
+        pad_to: pad each batch to multiples of this size (pixels), so to squares where no image is
+            larger. The paper's code base pads to 1024x1024 always, and the padding is part of the
+            statistics. 0 pads as little as possible.
+        others: as `FPN`'s.
+
+    Raises:
+        ValueError: `pad_to` is no multiple of the largest stride.
+    """
+
+    def __init__(self, *args: Any, norm: Any = "", pad_to: int = 0, **kwargs: Any) -> None:
+        norm = as_norm(norm)
+        if isinstance(norm, Norm):
+            norm = norm.without_activation()
+        super().__init__(*args, norm=norm, **kwargs)
+        if pad_to % self._size_divisibility:
+            raise ValueError(
+                f"MODEL.FPN.PAD_TO is {pad_to}, not a multiple of {self._size_divisibility}"
+            )
+        self._size_divisibility = pad_to or self._size_divisibility
+
+
+@BACKBONE_REGISTRY.register()
+def build_norm_act_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """`build_resnet_fpn_backbone` for any norm-act in `MODEL.RESNETS.NORM`, `MODEL.FPN.NORM`."""
+    return _build(cfg, build_norm_act_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_norm_act_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """`build_retinanet_resnet_fpn_backbone` likewise."""
+    bottom_up = build_norm_act_resnet_backbone(cfg, input_shape)
+    channels = bottom_up.output_shape()["res5"].channels
+    return _build(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _build(cfg: CfgNode, bottom_up: nn.Module, top_block: nn.Module) -> FPN:
+    node = cfg.MODEL.FPN
+    return NormActFPN(
+        bottom_up,
+        node.IN_FEATURES,
+        node.OUT_CHANNELS,
+        norm=norm_from_config(cfg, node.NORM),
+        top_block=top_block,
+        fuse_type=node.FUSE_TYPE,
+        pad_to=node.get("PAD_TO", 0),
+    )

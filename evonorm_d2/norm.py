@@ -1,0 +1,141 @@
+"""What a NORM key means here: a registered norm-act with its options, or Detectron2's own norm."""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+from detectron2.config import CfgNode
+from detectron2.layers import get_norm
+from torch import Tensor, nn
+
+from evonorm import build_norm_act, list_norm_acts
+from evonorm.layers import NormAct
+
+
+def is_norm_act(norm: Any) -> bool:
+    """Whether `norm`, the value of a NORM key, names a registered norm-act."""
+    return isinstance(norm, str) and norm in list_norm_acts()
+
+
+class Norm:
+    """A norm-act with its options, a callable of the channels as Detectron2's `get_norm` takes.
+
+    Args:
+        name: of a registered norm-act.
+        activation: False for a place where no activation follows.
+        options: see :func:`evonorm.build_norm_act`.
+    """
+
+    def __init__(self, name: str, activation: bool = True, **options: Any) -> None:
+        self.name, self.activation, self.options = name, activation, options
+
+    def __call__(self, channels: int) -> nn.Module:
+        layer = build_norm_act(self.name, channels, self.activation, **self.options)
+        layer.register_load_state_dict_pre_hook(_refuse_foreign)
+        return layer
+
+    def without_activation(self) -> Norm:
+        return Norm(self.name, False, **self.options)
+
+    def __repr__(self) -> str:
+        return f"Norm({self.name!r}, activation={self.activation}, {self.options})"
+
+
+NormLike = Union[str, Norm, None]
+
+
+def as_norm(norm: Any) -> Any:
+    """A :class:`Norm` for a norm-act's name; Detectron2's own names and callables stay."""
+    return Norm(norm) if is_norm_act(norm) else norm
+
+
+def norm_from_config(cfg: CfgNode, norm: str) -> Any:
+    """As :func:`as_norm`, with the options of `MODEL.EVONORM`."""
+    if not is_norm_act(norm):
+        return norm
+    if "EVONORM" not in cfg.MODEL:
+        return Norm(norm)
+    node = cfg.MODEL.EVONORM
+    return Norm(
+        norm,
+        num_groups=node.NUM_GROUPS,
+        eps=node.EPS,
+        momentum=node.MOMENTUM,
+        sync=node.SYNC,
+    )
+
+
+def without_activation(norm: Any, channels: int) -> nn.Module | None:
+    """The norm for a place where no activation follows."""
+    return get_norm(norm.without_activation() if isinstance(norm, Norm) else norm, channels)
+
+
+def drop_relu(conv: nn.Module, norm: Any) -> None:
+    """Take the ReLU off a Detectron2 `Conv2d` whose norm is a norm-act."""
+    if isinstance(norm, Norm):
+        del conv.activation
+        conv.activation = None
+
+
+class LevelNorm(nn.Module):
+    """A norm in a head that is shared over feature levels: statistics per level.
+
+    Like Detectron2's `CycleBatchNormList` it is to be called once per level, in order.
+
+    Args:
+        norm: what `get_norm` takes.
+        channels: C of the input.
+        num_levels: how many levels there are.
+        shared: whether the levels share their parameters.
+    """
+
+    def __init__(self, norm: Any, channels: int, num_levels: int, shared: bool = True) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(get_norm(norm, channels) for _ in range(num_levels))
+        self.level = 0
+        for layer in list(self.layers)[1:] if shared else ():
+            for name, parameter in self.layers[0].named_parameters():
+                setattr(layer, name, parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for i, layer in enumerate(self.layers):
+            if i == self.level:
+                out = layer(x)
+        self.level = (self.level + 1) % len(self.layers)
+        return out
+
+
+def level_norm(norm: Any, channels: int, num_levels: int) -> nn.Module:
+    """The norm for a head shared over levels: statistics per level if they depend on the batch."""
+    layer = get_norm(norm, channels)
+    batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    if batch_norm or getattr(layer, "batch_dependent", False):
+        return LevelNorm(norm, channels, num_levels)
+    return layer
+
+
+def norm_acts(module: nn.Module) -> list[nn.Module]:
+    """All norm-acts in a module."""
+    return [m for m in module.modules() if getattr(m, "norm_act", "")]
+
+
+def freeze_norm_acts(module: nn.Module) -> None:
+    """Freeze the norm-acts in a module; a frozen one evaluates, as Detectron2's frozen BN does."""
+    for layer in norm_acts(module):
+        layer.requires_grad_(False)
+        if isinstance(layer, NormAct):
+            layer.freeze()
+
+
+def _refuse_foreign(layer: nn.Module, state_dict: dict, prefix: str, local: dict, *_: Any) -> None:
+    """A layer without v can't tell another norm's weights by their names, but by who wrote them."""
+    ambiguous = isinstance(layer, NormAct) and layer.activation and layer.v is None
+    if not ambiguous or layer.like_torch or prefix + "weight" not in state_dict:
+        return
+    if local.get("version") != layer._version:
+        raise ValueError(
+            f"{prefix[:-1]}: the checkpoint does not say that it was trained with "
+            f"{layer.norm_act}, and another norm's weights would mean something else; load one "
+            "that was, or train from scratch"
+        )

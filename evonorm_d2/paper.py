@@ -1,0 +1,207 @@
+"""Mask R-CNN as the paper's code base lays it out, found by matching table 4's Params column.
+
+Beside Detectron2's layout it has a norm in the RPN, after the box head's fc and after the mask
+head's deconv, P6 from a strided conv, FPN norms on P2 to P6 only, biases beside norms, and outputs
+for the background in box regression and masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+)
+from detectron2.modeling.backbone import FPN
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from torch import Tensor, nn
+
+from .fpn import NormActFPN
+from .heads import NormActConvFCHead, NormActConvUpsampleHead, NormActRPNHead
+from .norm import LevelNorm, Norm, as_norm, drop_relu, norm_from_config, without_activation
+from .resnet import build_norm_act_resnet_backbone
+
+
+class LastLevelP6(nn.Module):
+    """P6 from P5 by a 3x3 conv with stride 2."""
+
+    num_levels = 1
+    in_feature = "p5"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(channels, channels, 3, 2, 1)
+        weight_init.c2_xavier_fill(self.p6)
+
+    def forward(self, p5: Tensor) -> list[Tensor]:
+        return [self.p6(p5)]
+
+
+class PaperFPN(NormActFPN):
+    """FPN whose convs have biases and no norm; a norm without activation on each of P2 to P6.
+
+    Args:
+        bottom_up, in_features, out_channels, others: as `FPN`'s.
+        norm: the name of a norm-act, a :class:`Norm`, or what Detectron2's `get_norm` takes.
+    """
+
+    def __init__(
+        self,
+        bottom_up: nn.Module,
+        in_features: list[str],
+        out_channels: int,
+        *,
+        norm: Any = "",
+        **kwargs: Any,
+    ) -> None:
+        top_block = LastLevelP6(out_channels)
+        super().__init__(bottom_up, in_features, out_channels, top_block=top_block, **kwargs)
+        norm = as_norm(norm)
+        self.norms = nn.ModuleList(
+            without_activation(norm, out_channels) or nn.Identity() for _ in self._out_features
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = super().forward(x)
+        return {name: norm(features[name]) for name, norm in zip(features, self.norms)}
+
+
+@BACKBONE_REGISTRY.register()
+def build_paper_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """ResNet with :class:`PaperFPN`, from the keys of `build_resnet_fpn_backbone`."""
+    node = cfg.MODEL.FPN
+    return PaperFPN(
+        build_norm_act_resnet_backbone(cfg, input_shape),
+        node.IN_FEATURES,
+        node.OUT_CHANNELS,
+        norm=norm_from_config(cfg, node.NORM),
+        fuse_type=node.FUSE_TYPE,
+        pad_to=node.PAD_TO,
+    )
+
+
+@RPN_HEAD_REGISTRY.register()
+class PaperRPNHead(NormActRPNHead):
+    """RPN head with a norm of its own, parameters included, for each level."""
+
+    @configurable
+    def __init__(self, *, norm: Any = "", num_levels: int = 1, **kwargs: Any) -> None:
+        super().__init__(norm=norm, num_levels=num_levels, **kwargs)
+        norm = as_norm(norm)
+        for conv in [self.conv] if hasattr(self.conv, "norm") else self.conv:
+            if norm:
+                conv.norm = LevelNorm(norm, conv.out_channels, num_levels, shared=False)
+
+
+@ROI_BOX_HEAD_REGISTRY.register()
+class PaperConvFCHead(NormActConvFCHead):
+    """Box head with a norm after its convs and its fcs, all with biases."""
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, conv_norm: Any = "", **kwargs: Any) -> None:
+        super().__init__(input_shape, **kwargs)
+        norm = as_norm(conv_norm)
+        for conv in self.conv_norm_relus:
+            conv.norm = get_norm(norm, conv.out_channels)
+            drop_relu(conv, norm)
+        for i, fc in enumerate(self.fcs, 1):
+            setattr(self, f"fc_relu{i}", _NormedVector(norm, fc.out_features))
+
+
+class _NormedVector(nn.Module):
+    """Norm and activation of (N, C) vectors, as maps of one pixel."""
+
+    def __init__(self, norm: Any, channels: int) -> None:
+        super().__init__()
+        self.norm = get_norm(norm, channels)
+        self.relu = nn.Identity() if isinstance(norm, Norm) else nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm is not None:
+            x = self.norm(x[:, :, None, None]).flatten(1)
+        return self.relu(x)
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class PaperConvUpsampleHead(NormActConvUpsampleHead):
+    """Mask head with a norm after its convs and its deconv, all with biases."""
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, conv_norm: Any = "", **kwargs: Any) -> None:
+        super().__init__(input_shape, **kwargs)
+        norm = as_norm(conv_norm)
+        for conv in self.conv_norm_relus:
+            conv.norm = get_norm(norm, conv.out_channels)
+            drop_relu(conv, norm)
+        deconv_norm = get_norm(norm, self.deconv.out_channels)
+        if isinstance(norm, Norm):
+            self.deconv_relu = deconv_norm
+        elif deconv_norm is not None:
+            self.deconv_relu = nn.Sequential(deconv_norm, nn.ReLU())
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        args = super().from_config(cfg, input_shape)
+        if not cfg.MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK:
+            args["num_classes"] += 1
+        return args
+
+
+class PaperOutputLayers(FastRCNNOutputLayers):
+    """Box predictor that regresses a box for the background as well, which nothing reads.
+
+    Args:
+        used_classes: how many of the foreground classes the data set has. COCO's 80 lie among the
+            paper's 90 outputs; the rest never have an example and are not predicted.
+        others: as `FastRCNNOutputLayers`'.
+    """
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, used_classes: int, **kwargs: Any) -> None:
+        super().__init__(input_shape, **kwargs)
+        self.used_classes = used_classes
+        box = self.bbox_pred
+        wider = nn.Linear(box.in_features, box.out_features + len(self.box2box_transform.weights))
+        nn.init.normal_(wider.weight, std=0.001)
+        nn.init.zeros_(wider.bias)
+        self.bbox_pred = wider
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+        args = super().from_config(cfg, input_shape)
+        names = (
+            MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+            if (cfg.DATASETS.TRAIN)
+            else None
+        )
+        return {**args, "used_classes": len(names or range(args["num_classes"]))}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, deltas = super().forward(x)
+        return scores, deltas[:, : -len(self.box2box_transform.weights)]
+
+    def predict_probs(self, predictions: Any, proposals: Any) -> tuple[Tensor, ...]:
+        probs = super().predict_probs(predictions, proposals)
+        unused = slice(self.used_classes, self.num_classes)
+        return tuple(
+            torch.cat([p[:, : unused.start], 0 * p[:, unused], p[:, -1:]], 1) for p in probs
+        )
+
+
+@ROI_HEADS_REGISTRY.register()
+class PaperROIHeads(StandardROIHeads):
+    """`StandardROIHeads` with :class:`PaperOutputLayers`."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        args = super()._init_box_head(cfg, input_shape)
+        return {**args, "box_predictor": PaperOutputLayers(cfg, args["box_head"].output_shape)}
