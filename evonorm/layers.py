@@ -1,4 +1,4 @@
-"""EvoNorms as modules: parameters, running statistics, a backward pass that keeps the input only."""
+"""EvoNorms as modules: parameters, running statistics, a backward pass that keeps only inputs."""
 
 from __future__ import annotations
 
@@ -97,10 +97,13 @@ class NormAct(nn.Module):
         )
         if not self.like_torch and prefix + "weight" in state_dict and foreign:
             # Another norm's weight and bias would fit, silently, and mean something else.
+            where = f"{prefix[:-1]}: " if prefix else ""
             raise ValueError(
-                f"{prefix[:-1]}: the checkpoint has another norm's weights here, not those of "
+                f"{where}the checkpoint has another norm's weights here, not those of "
                 f"{self.norm_act or 'this layer'}; load one trained with it, or train from scratch"
             )
+        if not self.activation and not self.like_torch:
+            state_dict.pop(prefix + "running_var", None)  # timm's have one that they do not use
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.jit.unused

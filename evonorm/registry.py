@@ -14,7 +14,7 @@ _FACTORIES: dict[str, Factory] = {}
 def register_norm_act(name: str) -> Callable[[Factory], Factory]:
     """Decorator: makes a norm-act of your own available under `name`, wherever a norm is named.
 
-    The factory, a class or function, is called as `factory(num_features, activation=..., **options)`
+    The factory (a class or function) is called `factory(num_features, activation=..., **options)`
     with the options of :func:`build_norm_act`, and returns a module (N, C, H, W) -> same shape.
     With `activation=False` the module must be free of activation. A module whose output depends
     on the batch sets `batch_dependent = True` and has a `momentum` for its running statistics.
@@ -56,8 +56,9 @@ def build_norm_act(
         TypeError: unknown option.
     """
     if name not in _FACTORIES:
-        close = difflib.get_close_matches(str(name), _FACTORIES, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        lower = {known.lower(): known for known in _FACTORIES}
+        close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+        hint = f"did you mean {lower[close[0]]!r}? " if close else ""
         raise ValueError(f"unknown norm-act {name!r}: {hint}known are {', '.join(_FACTORIES)}")
     layer = _FACTORIES[name](num_features, activation=activation, **options)
     layer.norm_act = name

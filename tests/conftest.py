@@ -1,0 +1,55 @@
+"""A data set and a detector small enough to train in a test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "detection" / "digits"
+
+
+@pytest.fixture(scope="session")
+def digits_root(tmp_path_factory):
+    """A folder with the digits in it: 6 training and 3 validation images of 64x64 pixels."""
+    from evonorm_d2.data import write_digits
+
+    root = tmp_path_factory.mktemp("datasets")
+    write_digits(root / "digits", train=6, val=3, size=64)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run():
+    """tiny_run(norm): what load_config takes for a run of seconds on the digits."""
+
+    def arguments(norm, *overrides):
+        settings = {
+            "MODEL.DEVICE": "cpu",
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+            "MODEL.FPN.OUT_CHANNELS": 16,
+            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 20,
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": 20,
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+            "MODEL.ROI_BOX_HEAD.CONV_DIM": 8,
+            "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+            "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+            "MODEL.ROI_MASK_HEAD.CONV_DIM": 8,
+            "INPUT.MIN_SIZE_TRAIN": "(64,)",
+            "INPUT.MAX_SIZE_TRAIN": 64,
+            "INPUT.MIN_SIZE_TEST": 64,
+            "INPUT.MAX_SIZE_TEST": 64,
+            "SOLVER.IMS_PER_BATCH": 2,
+            "SOLVER.STEPS": "(3,)",
+            "SOLVER.WARMUP_ITERS": 2,
+            "SOLVER.CHECKPOINT_PERIOD": 2,
+            "TEST.DETECTIONS_PER_IMAGE": 5,
+        }
+        values = [str(x) for pair in settings.items() for x in pair]
+        file = CONFIGS / f"mask_rcnn_digits_{norm}.yaml"
+        return str(file), [*values, *map(str, overrides)]
+
+    return arguments

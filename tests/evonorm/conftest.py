@@ -1,0 +1,23 @@
+"""What several tests of the layers need."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evonorm import build_norm_act
+
+
+@pytest.fixture
+def random_layer():
+    """build_norm_act with random parameters and running statistics."""
+
+    def build(name: str, num_features: int, activation: bool = True, seed: int = 0, **options):
+        layer = build_norm_act(name, num_features, activation, **options)
+        generator = torch.Generator().manual_seed(seed)
+        for key, value in layer.state_dict().items():
+            new = torch.randn(num_features, generator=generator, dtype=torch.float64)
+            value.copy_(new.abs() + 0.5 if key == "running_var" else new)
+        return layer
+
+    return build
