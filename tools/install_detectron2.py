@@ -276,7 +276,10 @@ def install_detectron2() -> str:
         reach_repository()
         print(f"Detectron2: building {REPOSITORY}, this takes some minutes ...", flush=True)
         install(f"git+{REPOSITORY}@{COMMIT}", site_packages)
-        return f"Detectron2: built from {REPOSITORY} at {COMMIT[:7]}. Nothing is missing."
+        return (
+            f"Detectron2: built from {REPOSITORY} at {COMMIT[:7]}, with its compiled operators "
+            "(the GPU's only where PyTorch found a GPU and a CUDA compiler)."
+        )
     except InstallError as error:
         print(f"Detectron2: not built from its repository ({error}).", flush=True)
     install_archive(site_packages)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
-from evonorm_d2.data import default_folder, write_digits
+with warnings.catch_warnings():
+    # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
+    warnings.simplefilter("ignore", FutureWarning)
+    from evonorm_d2.data import default_folder, write_digits
 
 
 def main() -> int:

@@ -16,12 +16,13 @@ class Style:
     """How varied, and so how hard, the scenes are. A pair is the range of a uniform draw."""
 
     digits: tuple[int, int] = (1, 4)  # per image, both ends included
-    height: tuple[float, float] = (0.22, 0.5)  # of the scan, in image sides, before rotation
+    height: tuple[float, float] = (0.28, 0.5)  # of the scan, in image sides, before rotation
     stretch: tuple[float, float] = (0.85, 1.15)  # width over height
-    rotation: tuple[float, float] = (-25.0, 25.0)  # degrees: a 6 never turns into a 9
+    rotation: tuple[float, float] = (-20.0, 20.0)  # degrees: a 6 never turns into a 9
     shear: tuple[float, float] = (-0.15, 0.15)
-    contrast: tuple[float, float] = (0.35, 0.5)  # in luminance, ink to background; at most 0.5
-    tint: float = 0.3  # of ink and background; 0 is grey
+    background: tuple[float, float] = (0.1, 0.4)  # luminance
+    contrast: tuple[float, float] = (0.35, 0.55)  # by how much ink is lighter than the background
+    tint: float = 0.2  # of ink and background; 0 is grey
     texture: float = 0.1  # largest deviation of the background from its colour
     grain: float = 0.015  # largest standard deviation of the pixel noise
     max_box_iou: float = 0.2  # of a digit with each drawn before it
@@ -69,13 +70,13 @@ def draw_scene(
     Returns the image (size, size, 3) uint8 RGB and its digits in the order they were drawn.
     """
     images, labels, rows = scans
-    luminance = rng.uniform(0.1, 0.9)
+    luminance = rng.uniform(*STYLE.background)
     image = _background(rng, size, luminance)
     digits: list[Digit] = []
     for _ in range(rng.integers(STYLE.digits[0], STYLE.digits[1] + 1)):
         pick = rng.integers(len(images))
         alpha = _warp(rng, images[pick], size)
-        ink = _ink(rng, luminance)
+        ink = _colour(rng, luminance + rng.uniform(*STYLE.contrast), STYLE.tint)
         place = _place(rng, alpha, size, digits)
         if place is None:  # left out whole: no ink is ever without its annotation
             continue
@@ -156,13 +157,6 @@ def _background(rng: np.random.Generator, size: int, luminance: float) -> np.nda
     base = _colour(rng, luminance, STYLE.tint)
     swing = STYLE.texture * rng.uniform(0.3, 1) * rng.choice([-1, 1], 3)
     return base + swing * pattern.clip(-1, 1)[..., None]
-
-
-def _ink(rng: np.random.Generator, background: float) -> np.ndarray:
-    """A colour that is lighter or darker than the background by the style's contrast."""
-    step = rng.uniform(*STYLE.contrast)
-    choices = [value for value in (background - step, background + step) if 0 <= value <= 1]
-    return _colour(rng, rng.choice(choices), STYLE.tint)
 
 
 def _colour(rng: np.random.Generator, luminance: float, tint: float) -> np.ndarray:
