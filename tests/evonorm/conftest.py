@@ -21,3 +21,12 @@ def random_layer():
         return layer
 
     return build
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For thousands of tiny calls, in which threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

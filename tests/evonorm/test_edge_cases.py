@@ -10,6 +10,8 @@ from evonorm import build_norm_act, list_norm_acts
 from evonorm.functional import group_std, instance_std
 from evonorm.statistics import batch_moments
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 every_name = pytest.mark.parametrize("name", list_norm_acts())
 MODES = [(training, activation) for training in (True, False) for activation in (True, False)]
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from evonorm import build_norm_act, list_norm_acts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))

@@ -12,6 +12,8 @@ from torch.func import functional_call
 from evonorm import EvoNorm, build_norm_act, list_norm_acts
 from evonorm.baselines import SampleNormAct
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def random(*shape, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
@@ -26,15 +28,6 @@ def as_function(layer):
         return functional_call(layer, dict(zip(names, values)), (x,))
 
     return function, [p.detach().clone().requires_grad_() for p in parameters]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Thousands of tiny calls: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 CASES = [(n, True) for n in list_norm_acts()]

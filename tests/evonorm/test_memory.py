@@ -7,6 +7,8 @@ import torch
 
 from evonorm import build_norm_act, list_norm_acts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IN_PLACE_RELU = ("BN-ReLU", "GN-ReLU", "LN-ReLU")  # PyTorch's kernels; the ReLU keeps its output
 
 

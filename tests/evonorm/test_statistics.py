@@ -9,6 +9,8 @@ from torch import nn
 from evonorm import build_norm_act, list_norm_acts, update_running_statistics
 from evonorm.statistics import batch_moments
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 B_SERIES = [n for n in list_norm_acts() if n.startswith("EvoNormB")]
 BATCH_DEPENDENT = [*B_SERIES, "RS+rej", *(n for n in list_norm_acts() if n.startswith("BN-"))]
 
