@@ -23,9 +23,7 @@ class NormAct(nn.Module):
 
     _version = 4  # tells our state dicts from BatchNorm's (2), FrozenBatchNorm2d's (3), others (1)
     batch_dependent = False
-    like_torch = (
-        False  # whether weight and bias mean what they do in torch's BatchNorm or GroupNorm
-    )
+    like_torch = False  # whether weight and bias mean what they do in BatchNorm or GroupNorm
     norm_act = ""  # the registered name, set by build_norm_act
 
     def __init__(
@@ -102,8 +100,10 @@ class NormAct(nn.Module):
                 f"{where}the checkpoint has another norm's weights here, not those of "
                 f"{self.norm_act or 'this layer'}; load one trained with it, or train from scratch"
             )
-        if not self.activation and not self.like_torch:
-            state_dict.pop(prefix + "running_var", None)  # timm's have one that they do not use
+        # What torch's BatchNorm and timm's affine EvoNorms have, and never use in evaluation.
+        unused = "num_batches_tracked" if self.like_torch else "running_var"
+        if not hasattr(self, unused) or getattr(self, unused) is None:
+            state_dict.pop(prefix + unused, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.jit.unused

@@ -1,0 +1,171 @@
+"""Checkpoints that are whole or absent, run no code when loaded, and let a run resume exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+
+from .errors import UserError
+
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer for local folders, atomic and safe.
+
+    A file is written aside, forced to the disk and renamed, first the checkpoint, then the tag
+    `last_checkpoint`: whenever the process is killed, the tag names a whole checkpoint. Loading
+    raises FileNotFoundError or UserError for a file that is absent, damaged or could run code.
+    """
+
+    def save(self, name: str, **extra: Any) -> None:
+        if not (self.save_dir and self.save_to_disk):
+            return
+        for leftover in Path(self.save_dir).glob("*" + PARTIAL):
+            leftover.unlink()
+        objects = {"model": self.model, **self.checkpointables}
+        state = {key: value.state_dict() for key, value in objects.items()}
+        path = Path(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path) as file:
+            torch.save({**state, **extra}, file)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with atomic_write(Path(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
+            raise FileNotFoundError(f"{path}: there is no such checkpoint")
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        data = read_checkpoint(filename)
+        if filename.endswith(".pkl") and not {"model", "__author__"} <= data.keys():
+            # Caffe2's weights, named otherwise, and with the momenta of SGD among them.
+            blobs = data.get("blobs", data)
+            weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        data = data if "model" in data else {"model": data}
+        url = getattr(self, "_parsed_url_during_load", None)  # release 0.6 takes no query
+        if url and "matching_heuristics=True" in url.query:
+            data["matching_heuristics"] = True
+        return data
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that replaces `path` once it is whole and on the disk."""
+    partial = path.with_name(path.name + PARTIAL)
+    with open(partial, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # else the renaming itself may not survive a power cut
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """What is in a .pth of PyTorch or a .pkl of Detectron2's model zoo, without running code.
+
+    Raises:
+        UserError: damaged, not a checkpoint, or holding more than arrays and plain containers.
+    """
+    with open(path, "rb") as file:
+        try:
+            if path.endswith(".pkl"):
+                data = _ArrayUnpickler(file, encoding="latin1").load()
+            else:
+                data = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file may raise anything
+            forbidden = re.search(r"GLOBAL (\S+)", str(error))
+            if forbidden:
+                raise UserError(
+                    f"{path}: loading it could run code, as it holds {forbidden[1]}; "
+                    "a checkpoint may hold arrays and plain containers only"
+                ) from error
+            raise UserError(f"{path}: damaged, or not a checkpoint") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not a checkpoint, which would be a dictionary")
+    return data
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles NumPy arrays and plain containers, and nothing that could run code."""
+
+    ALLOWED = {
+        ("collections", "OrderedDict"),
+        ("_codecs", "encode"),  # bytes, in old protocols
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        *(
+            (f"numpy.{core}.multiarray", function)
+            for core in ("core", "_core")
+            for function in ("_reconstruct", "scalar")
+        ),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return super().find_class(module, name)
+
+
+class RandomState:
+    """The global generators of Python, NumPy and PyTorch, as an object to checkpoint.
+
+    Only the first process writes a checkpoint, so with several each keeps its own instead.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return get_random_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if comm.get_world_size() == 1:
+            set_random_state(state)
+
+
+def get_random_state() -> dict[str, Any]:
+    """The state of the global generators, in plain containers and tensors."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Set the global generators to what :func:`get_random_state` returned."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Whatever is drawn inside, the global generators go on as if it had not been."""
+    state = get_random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

@@ -1,0 +1,42 @@
+"""Bad input as one line, also where it comes up in another process."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+
+class UserError(ValueError):
+    """Bad input. Its text is one line: what is wrong, where, and what would be right."""
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an exception on one line; its type if it has no text."""
+    # str() of a KeyError is the repr of its text.
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def user_errors(*kinds: type[BaseException], prefix: str = "") -> Iterator[None]:
+    """Raise exceptions of these kinds as a UserError: `prefix` and their text on one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        raise UserError(prefix + one_line(error)) from error
+
+
+def user_error_line(error: BaseException) -> str | None:
+    """The line to show for an exception, None if it is not a UserError but a fault of the program.
+
+    A worker of a data loader, or a process of a distributed run, hands its UserError over as the
+    last line of a traceback.
+    """
+    last = str(error).strip().rpartition("\n")[2]
+    found = re.match(r"(?:[\w.]+\.)?UserError: (.*)", last)
+    if found:
+        return found[1]
+    return last if isinstance(error, UserError) else None

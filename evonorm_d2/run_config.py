@@ -1,0 +1,69 @@
+"""The config of a run, from a file that nobody need trust: loading it runs no code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from .config import add_evonorm_config, resolve
+from .errors import UserError, user_errors
+
+# What Detectron2, yacs and PyYAML raise for a wrong key, type or file.
+_CONFIG_ERRORS = (
+    *(AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError),
+    yaml.YAMLError,
+)
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's defaults, the plugin's keys, a yaml file with its _BASE_s, then the overrides.
+
+    MODEL.DEVICE becomes cpu if it is named nowhere and PyTorch sees no GPU.
+
+    Args:
+        overrides: KEY VALUE KEY VALUE ...
+
+    Returns:
+        the resolved config, frozen.
+
+    Raises:
+        UserError: a wrong key, value, file or norm, or anything that could run code.
+    """
+    if not file:
+        raise UserError("no config: name one with --config-file")
+    if file.endswith(".py"):
+        raise UserError(
+            f"{file}: loading a LazyConfig runs its code, so only yaml is taken here; "
+            "Detectron2's tools/lazyconfig_train_net.py takes it"
+        )
+    cfg = add_evonorm_config(get_cfg())
+    cfg.MODEL.DEVICE = ""
+    with user_errors(*_CONFIG_ERRORS, prefix=f"{file}: "):
+        cfg.merge_from_file(file, allow_unsafe=False)
+    with user_errors(*_CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
+        cfg.merge_from_list(list(overrides))
+    if cfg.MODEL.LOAD_PROPOSALS:
+        raise UserError(
+            "MODEL.LOAD_PROPOSALS: proposal files are pickles, loading one may run code; "
+            "set it to False"
+        )
+    cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE)
+    with user_errors(ValueError):
+        resolve(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _device(device: str) -> str:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE is {device}, but PyTorch sees no GPU: set MODEL.DEVICE cpu")
+    if device:
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    logging.getLogger(__name__).warning("PyTorch sees no GPU: running on the CPU")
+    return "cpu"

@@ -1,0 +1,273 @@
+"""Training and evaluation as Detectron2's default trainer does it, with norm-acts looked after."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import weakref
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+    verify_results,
+)
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules
+from torch import nn
+
+from evonorm.statistics import update_running_statistics
+
+from . import solver
+from .checkpoint import Checkpointer, RandomState, kept_random_state
+from .errors import UserError, one_line, user_errors
+from .loader import TrainLoader, build_test_loader, check_data
+
+# The evaluators of Detectron2 for each of its types of data sets.
+EVALUATORS = {
+    "coco": [COCOEvaluator],
+    "sem_seg": [SemSegEvaluator],
+    "coco_panoptic_seg": [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator],
+}
+
+
+class Trainer(DefaultTrainer):
+    """Detectron2's default trainer with our optimizer, checkpoints, data and running statistics.
+
+    A run that was killed and resumed equals an uninterrupted one bit for bit, in one process on a
+    CPU and as far as :class:`TrainLoader` can restore the position in the data.
+    """
+
+    def build_hooks(self) -> list[HookBase | None]:
+        # Called at the end of __init__, when Detectron2 has made the checkpointer to replace.
+        self.checkpointer = Checkpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            trainer=weakref.proxy(self),
+            data=self.data_loader,
+            random=RandomState(),
+        )
+        result = super().build_hooks()
+        savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        first_saver = next(i for i, hook in enumerate(result) if isinstance(hook, savers))
+        result.insert(first_saver, RunningStatistics(self.cfg))
+        return result
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        self.data_loader.start = self.start_iter
+
+    def run_step(self) -> None:
+        with user_errors(FloatingPointError, prefix="try a lower SOLVER.BASE_LR: "):
+            super().run_step()
+
+    # Detectron2 0.6 forgets the optimizer.
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return solver.build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return TrainLoader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        with kept_random_state():  # a run does not depend on when it is evaluated
+            return super().test(cfg, model, evaluators)
+
+
+class RunningStatistics(HookBase):
+    """Readies the running statistics of batch-dependent norm-acts for checkpoint and evaluation.
+
+    They are averaged over the processes, each of which has its own as Detectron2 does not broadcast
+    buffers. With TEST.PRECISE_BN.ENABLED they are first taken anew, with fixed weights, over
+    TEST.PRECISE_BN.NUM_ITER batches, when and as Detectron2's PreciseBN does it for BatchNorm.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.precise = cfg.TEST.PRECISE_BN
+        self.eval_period = cfg.TEST.EVAL_PERIOD
+        self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
+
+    def after_step(self) -> None:
+        model = self.trainer.checkpointer.model  # not wrapped for distributed training
+        layers = [m for m in model.modules() if getattr(m, "batch_dependent", False) and m.training]
+        if layers and self._due(self.eval_period) and self.precise.ENABLED:
+            batches = islice(self.trainer.data_loader.batches(0), self.precise.NUM_ITER)
+            recompute_statistics(model, batches)
+        if layers and (self._due(self.eval_period) or self._due(self.checkpoint_period)):
+            average_over_processes(layers)
+
+    def _due(self, period: int) -> bool:
+        done = self.trainer.iter + 1
+        return done == self.trainer.max_iter or (period > 0 and done % period == 0)
+
+
+def recompute_statistics(model: nn.Module, batches: Iterable[list[dict]]) -> None:
+    """Precise running statistics for norm-acts in training mode; BatchNorm layers keep theirs."""
+    stock = get_bn_modules(model)
+    momentum = [layer.momentum for layer in stock]
+    for layer in stock:
+        layer.momentum = 0.0
+    try:
+        with EventStorage():  # takes what the model logs
+            seen = update_running_statistics(model, batches)
+    finally:
+        for layer, value in zip(stock, momentum):
+            layer.momentum = value
+    logging.getLogger(__name__).info("Took running statistics over %d batches", seen)
+
+
+def average_over_processes(layers: Iterable[nn.Module]) -> None:
+    """Average the buffers of layers over the processes of a distributed run, in place."""
+    if comm.get_world_size() > 1:
+        for buffer in (buffer for layer in layers for buffer in layer.buffers()):
+            torch.distributed.all_reduce(buffer)
+            buffer /= comm.get_world_size()
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+    """Detectron2's evaluators for a data set; results go to OUTPUT_DIR/inference.
+
+    With several data sets in DATASETS.TEST they go to a folder of the data set's name in there.
+    """
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+    if len(cfg.DATASETS.TEST) > 1:
+        folder = os.path.join(folder, dataset_name)
+    kinds = EVALUATORS[MetadataCatalog.get(dataset_name).evaluator_type]
+    return DatasetEvaluators([kind(dataset_name, output_dir=folder) for kind in kinds])
+
+
+def check_run(
+    cfg: CfgNode, resume: bool, eval_only: bool, num_gpus: int = 1, num_machines: int = 1
+) -> None:
+    """Raise UserError for what would go wrong, or overwrite something, later on."""
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError(
+            "TEST.AUG: for test-time augmentation run Detectron2's own train_net.py with "
+            "DETECTRON2_ENV_MODULE=evonorm_d2.env"
+        )
+    available = torch.cuda.device_count() if cfg.MODEL.DEVICE.startswith("cuda") else 0
+    if num_gpus * num_machines > 1 and num_gpus > available:
+        raise UserError(
+            f"--num-gpus {num_gpus}: PyTorch sees {available} to use here; several processes need "
+            "a GPU each, one process runs on a CPU (MODEL.DEVICE cpu)"
+        )
+    check_data([*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
+    for name in cfg.DATASETS.TEST:
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        if kind not in EVALUATORS:
+            raise UserError(
+                f"DATASETS.TEST: {name} is data of type {kind}; supported are "
+                f"{', '.join(EVALUATORS)}"
+            )
+    held = sorted(path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth"))
+    if held and not (resume or eval_only):
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds the checkpoints of a run ({held[-1]}): "
+            "continue it with --resume, or name another OUTPUT_DIR"
+        )
+    if eval_only and not cfg.MODEL.WEIGHTS and not (resume and held):
+        raise UserError(
+            "--eval-only: nothing to evaluate; name a checkpoint with MODEL.WEIGHTS, "
+            "or take the last one in OUTPUT_DIR with --resume"
+        )
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    """Train and evaluate; everything is written to OUTPUT_DIR.
+
+    Args:
+        resume: from the last checkpoint in OUTPUT_DIR, if there is one.
+
+    Returns:
+        the results of the last evaluation, {"bbox": {"AP": ...}, ...}, per data set if there are
+        several, and empty in all processes but the first.
+
+    Raises:
+        UserError: a config, data set, image or checkpoint that is wrong or missing; divergence.
+    """
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_user_errors)
+    with _setting_up():
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume)
+    trainer.train()
+    return trainer._last_eval_results
+
+
+def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS and append the results to metrics.json in OUTPUT_DIR.
+
+    Args:
+        resume: evaluate the last checkpoint in OUTPUT_DIR instead, if there is one.
+
+    Returns, raises: as :func:`train`.
+    """
+    with _setting_up():
+        model = Trainer.build_model(cfg)
+        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+        rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        line = {"iteration": rest.get("iteration", -1) + 1, **flatten_results_dict(results)}
+        with open(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), "a") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+        verify_results(cfg, results)
+    return results
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The main figures in results on one line, such as `box AP 43.6, mask AP 39.4`."""
+    names = {"bbox": "box", "segm": "mask"}
+    return ", ".join(
+        f"{' '.join(names.get(part, part) for part in key.split('/'))} {value:.1f}"
+        for key, value in flatten_results_dict(results).items()
+        if key.rpartition("/")[2] in ("AP", "mIoU", "PQ")
+    )
+
+
+@contextlib.contextmanager
+def _setting_up() -> Iterator[None]:
+    """What Detectron2 raises for a config or checkpoint that does not fit becomes a UserError."""
+    try:
+        with user_errors(AssertionError, OSError, ValueError):  # its asserts check configs
+            yield
+    except KeyError as error:
+        if "registry" in str(error):  # a component's name
+            raise UserError(one_line(error)) from error
+        raise
+
+
+def _without_user_errors(record: logging.LogRecord) -> bool:
+    """Detectron2 logs each exception with its traceback; for a UserError its line is enough."""
+    return not (record.exc_info and isinstance(record.exc_info[1], (UserError, FloatingPointError)))

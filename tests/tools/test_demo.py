@@ -1,0 +1,39 @@
+"""The demo, cut down to five steps on a few small scenes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+
+import demo
+import pytest
+
+
+@pytest.mark.slow
+def test_demo_ends_with_figures_and_a_sheet(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    monkeypatch.setattr(demo, "write_digits", functools.partial(demo.write_digits, train=8, val=2))
+    real = demo.tool
+    short = ("SOLVER.MAX_ITER", 5, "SOLVER.STEPS", "(3,)")
+    monkeypatch.setattr(
+        demo, "tool", lambda name, *a: real(name, *a, *(short if name == "train_net.py" else ()))
+    )
+    assert demo.main() == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "output/demo/result.json").read_text())
+    for norm in ("EvoNormS0", "GN"):
+        row = result["norms"][norm]
+        assert row["iteration"] == 5 and 0 <= row["segm/AP"] <= 100 and row["time"] > 0
+        assert f"{norm:<12}{row['bbox/AP']:>8.1f}" in printed
+    assert (tmp_path / "output/demo/EvoNormS0/predictions.png").stat().st_size > 1000
+
+
+def test_a_failing_tool_ends_the_demo(tmp_path, monkeypatch):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/broken.py").write_text("import sys; sys.exit(2)")
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    with pytest.raises(demo.subprocess.CalledProcessError) as error:
+        demo.tool("broken.py")
+    assert error.value.returncode == 2 and sys.executable in error.value.cmd
