@@ -46,8 +46,8 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
 
     MODEL.RPN.NORM: norm of the RPN head's conv; "" for none, as in Detectron2.
     MODEL.FPN.PAD_TO: pad batches to multiples of this size, in pixels; 0 as little as possible.
-    MODEL.EVONORM: the norm-acts' options, as :func:`evonorm.build_norm_act`'s; ZERO_INIT_LAST lets
-        the weight of each residual branch's last norm start at 0.
+    MODEL.EVONORM: the norm-acts' options, as :func:`evonorm.build_norm_act`'s (EPS None: each
+        layer's own); ZERO_INIT_LAST lets the weight of each residual branch's last norm start at 0.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
@@ -55,7 +55,7 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.RPN.NORM = ""
     cfg.MODEL.FPN.PAD_TO = 0
     cfg.MODEL.EVONORM = CfgNode(
-        {"NUM_GROUPS": 32, "EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False, "ZERO_INIT_LAST": False}
+        {"NUM_GROUPS": 32, "EPS": None, "MOMENTUM": 0.1, "SYNC": False, "ZERO_INIT_LAST": False}
     )
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg
@@ -75,7 +75,9 @@ def resolve(cfg: CfgNode) -> CfgNode:
     changes = {}
     for key, norm in _norm_keys(cfg.MODEL):
         _check_known(key, norm)
-        if is_norm_act(norm):
+        # The stock RPN head has a place for no norm at all, Detectron2's own included.
+        stock_rpn = key == "RPN.NORM" and cfg.MODEL.RPN.HEAD_NAME == "StandardRPNHead"
+        if is_norm_act(norm) or (norm and stock_rpn):
             changes |= _swap(cfg, key, norm)
     if is_norm_act(cfg.MODEL.RESNETS.NORM):
         _check_res5(cfg)

@@ -19,7 +19,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, Standa
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from torch import nn
 
-from .norm import Norm, as_norm, drop_relu, level_norm, norm_from_config
+from .norm import Norm, as_norm, drop_relu, is_norm_act, level_norm, norm_from_config
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -124,6 +124,8 @@ class NormActRetinaNet(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        if not is_norm_act(cfg.MODEL.RETINANET.NORM):
+            return super().from_config(cfg)
         # RetinaNet names its head's class itself: let it build one without norm, then replace it.
         without = cfg.clone()
         without.defrost()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import get_norm
@@ -41,9 +41,6 @@ class Norm:
         return f"Norm({self.name!r}, activation={self.activation}, {self.options})"
 
 
-NormLike = Union[str, Norm, None]
-
-
 def as_norm(norm: Any) -> Any:
     """A :class:`Norm` for a norm-act's name; Detectron2's own names and callables stay."""
     return Norm(norm) if is_norm_act(norm) else norm
@@ -56,13 +53,10 @@ def norm_from_config(cfg: CfgNode, norm: str) -> Any:
     if "EVONORM" not in cfg.MODEL:
         return Norm(norm)
     node = cfg.MODEL.EVONORM
-    return Norm(
-        norm,
-        num_groups=node.NUM_GROUPS,
-        eps=node.EPS,
-        momentum=node.MOMENTUM,
-        sync=node.SYNC,
-    )
+    options = {"num_groups": node.NUM_GROUPS, "momentum": node.MOMENTUM, "sync": node.SYNC}
+    if node.EPS is not None:
+        options["eps"] = node.EPS
+    return Norm(norm, **options)
 
 
 def without_activation(norm: Any, channels: int) -> nn.Module | None:
@@ -130,10 +124,12 @@ def freeze_norm_acts(module: nn.Module) -> None:
 
 def _refuse_foreign(layer: nn.Module, state_dict: dict, prefix: str, local: dict, *_: Any) -> None:
     """A layer without v can't tell another norm's weights by their names, but by who wrote them."""
-    ambiguous = isinstance(layer, NormAct) and layer.activation and layer.v is None
-    if not ambiguous or layer.like_torch or prefix + "weight" not in state_dict:
+    ambiguous = isinstance(layer, NormAct) and layer.v is None and not layer.like_torch
+    if not ambiguous or prefix + "weight" not in state_dict:
         return
-    if local.get("version") != layer._version:
+    version = local.get("version")
+    # Where v elsewhere shows whose weights they are, the writer need not say so here as well.
+    if version != layer._version and (layer.activation or version is not None):
         raise ValueError(
             f"{prefix[:-1]}: the checkpoint does not say that it was trained with "
             f"{layer.norm_act}, and another norm's weights would mean something else; load one "

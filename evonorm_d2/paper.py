@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec, get_norm
@@ -178,11 +177,8 @@ class PaperOutputLayers(FastRCNNOutputLayers):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         args = super().from_config(cfg, input_shape)
-        names = (
-            MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
-            if (cfg.DATASETS.TRAIN)
-            else None
-        )
+        data_sets = cfg.DATASETS.TRAIN
+        names = MetadataCatalog.get(data_sets[0]).get("thing_classes") if data_sets else None
         return {**args, "used_classes": len(names or range(args["num_classes"]))}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,11 +186,9 @@ class PaperOutputLayers(FastRCNNOutputLayers):
         return scores, deltas[:, : -len(self.box2box_transform.weights)]
 
     def predict_probs(self, predictions: Any, proposals: Any) -> tuple[Tensor, ...]:
-        probs = super().predict_probs(predictions, proposals)
-        unused = slice(self.used_classes, self.num_classes)
-        return tuple(
-            torch.cat([p[:, : unused.start], 0 * p[:, unused], p[:, -1:]], 1) for p in probs
-        )
+        used = predictions[0].new_ones(self.num_classes + 1)
+        used[self.used_classes : self.num_classes] = 0
+        return tuple(probs * used for probs in super().predict_probs(predictions, proposals))
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -166,6 +166,8 @@ def build_norm_act_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResN
     zero_init_last = "EVONORM" in cfg.MODEL and cfg.MODEL.EVONORM.ZERO_INIT_LAST
     basic = node.DEPTH in (18, 34)
     _check_resnet(node, basic)
+    # In Detectron2's order, so that a seed gives the same weights.
+    stem = NormActStem(input_shape.channels, node.STEM_OUT_CHANNELS, norm)
     stages = []
     in_channels, out_channels = node.STEM_OUT_CHANNELS, node.RES2_OUT_CHANNELS
     for i, num_blocks in enumerate(BLOCKS_PER_STAGE[node.DEPTH]):
@@ -196,7 +198,6 @@ def build_norm_act_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResN
             )
         )
         in_channels, out_channels = out_channels, out_channels * 2
-    stem = NormActStem(input_shape.channels, node.STEM_OUT_CHANNELS, norm)
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     return ResNet(stem, stages, out_features=node.OUT_FEATURES, freeze_at=freeze_at)
 

@@ -17,8 +17,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     does for those of Detectron2's own norms.
     """
     optimizer = stock.build_optimizer(cfg, model)
-    with_bias = cfg.SOLVER.WEIGHT_DECAY_BIAS is None
-    set_norm_act_weight_decay(optimizer, model, cfg.SOLVER.WEIGHT_DECAY_NORM or 0.0, with_bias)
+    weight_decay = cfg.SOLVER.WEIGHT_DECAY_NORM
+    if weight_decay is not None:  # None stands for SOLVER.WEIGHT_DECAY
+        with_bias = cfg.SOLVER.WEIGHT_DECAY_BIAS is None
+        set_norm_act_weight_decay(optimizer, model, weight_decay, with_bias)
     return optimizer
 
 
