@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.layers import get_norm
 
-from evonorm import build_norm_act
 
 # Importing them registers the components.
 from . import heads, paper  # noqa: F401
-from .norm import is_norm_act
+from .norm import check_known, is_norm_act
 
 _BACKBONES = {
     "build_resnet_backbone": "build_norm_act_resnet_backbone",
@@ -74,7 +72,7 @@ def resolve(cfg: CfgNode) -> CfgNode:
     """
     changes = {}
     for key, norm in _norm_keys(cfg.MODEL):
-        _check_known(key, norm)
+        check_known(f"MODEL.{key}", norm)
         # The stock RPN head has a place for no norm at all, Detectron2's own included.
         stock_rpn = key == "RPN.NORM" and cfg.MODEL.RPN.HEAD_NAME == "StandardRPNHead"
         if is_norm_act(norm) or (norm and stock_rpn):
@@ -98,17 +96,6 @@ def _norm_keys(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _norm_keys(value, f"{prefix}{key}.")
         elif key == "NORM":
             yield prefix + key, value
-
-
-def _check_known(key: str, norm: Any) -> None:
-    if not is_norm_act(norm) and isinstance(norm, str):
-        try:
-            get_norm(norm, 32)
-        except KeyError:
-            try:
-                build_norm_act(norm, 32)
-            except ValueError as error:
-                raise ValueError(f"MODEL.{key}: {error}, and Detectron2's BN, GN, ...") from None
 
 
 def _swap(cfg: CfgNode, key: str, norm: str) -> dict[str, str]:

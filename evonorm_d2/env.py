@@ -7,12 +7,12 @@ spare norm-acts the weight decay. This is the only place that changes anything o
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Callable
 
 
 def setup_environment() -> None:
     """Called by Detectron2 at import; a second call changes nothing."""
+    from detectron2 import solver as stock_solver
     from detectron2.config import defaults
     from detectron2.engine import defaults as engine
     from detectron2.modeling import META_ARCH_REGISTRY
@@ -25,18 +25,15 @@ def setup_environment() -> None:
         return
     add_evonorm_config(defaults._C)
     register_digits()
-    engine.build_optimizer = solver.build_optimizer
+    stock_solver.build_optimizer = engine.build_optimizer = solver.build_optimizer
+    stock_get = META_ARCH_REGISTRY.get
 
-    def resolving(build: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(build, updated=())
-        def build_resolved(cfg: Any) -> Any:
+    def get(name: str) -> Callable[[Any], Any]:
+        def build(cfg: Any) -> Any:
+            asked_for = cfg.MODEL.META_ARCHITECTURE
             resolve(cfg)
-            if cfg.MODEL.META_ARCHITECTURE != name_of[build]:
-                return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-            return build(cfg)
+            return stock_get(cfg.MODEL.META_ARCHITECTURE if name == asked_for else name)(cfg)
 
-        return build_resolved
+        return build
 
-    name_of = {build: name for name, build in META_ARCH_REGISTRY}
-    for build, name in name_of.items():
-        META_ARCH_REGISTRY._obj_map[name] = resolving(build)
+    META_ARCH_REGISTRY.get = get

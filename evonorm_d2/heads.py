@@ -22,9 +22,8 @@ from torch import nn
 from .norm import Norm, as_norm, drop_relu, is_norm_act, level_norm, norm_from_config
 
 
-@ROI_BOX_HEAD_REGISTRY.register()
-class NormActConvFCHead(FastRCNNConvFCHead):
-    """`FastRCNNConvFCHead` with any norm-act after its convs; the fcs have none, as there.
+class _NormActConvs:
+    """Common to the RoI heads below; their fcs and deconv have no norm, like the stock heads'.
 
     Args:
         input_shape: of the pooled features.
@@ -45,25 +44,14 @@ class NormActConvFCHead(FastRCNNConvFCHead):
         return {**args, "conv_norm": norm_from_config(cfg, args["conv_norm"])}
 
 
+@ROI_BOX_HEAD_REGISTRY.register()
+class NormActConvFCHead(_NormActConvs, FastRCNNConvFCHead):
+    """`FastRCNNConvFCHead` with any norm-act after its convs."""
+
+
 @ROI_MASK_HEAD_REGISTRY.register()
-class NormActConvUpsampleHead(MaskRCNNConvUpsampleHead):
-    """`MaskRCNNConvUpsampleHead` with any norm-act after its convs; the deconv has none, as there.
-
-    Args:
-        input_shape, conv_norm, others: as :class:`NormActConvFCHead`'s.
-    """
-
-    @configurable
-    def __init__(self, input_shape: ShapeSpec, *, conv_norm: Any = "", **kwargs: Any) -> None:
-        conv_norm = as_norm(conv_norm)
-        super().__init__(input_shape, conv_norm=conv_norm, **kwargs)
-        for conv in self.conv_norm_relus:
-            drop_relu(conv, conv_norm)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        args = super().from_config(cfg, input_shape)
-        return {**args, "conv_norm": norm_from_config(cfg, args["conv_norm"])}
+class NormActConvUpsampleHead(_NormActConvs, MaskRCNNConvUpsampleHead):
+    """`MaskRCNNConvUpsampleHead` with any norm-act after its convs."""
 
 
 @RPN_HEAD_REGISTRY.register()

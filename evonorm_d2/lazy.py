@@ -26,7 +26,7 @@ from .heads import (
     NormActRPNHead,
     NormActSemSegFPNHead,
 )
-from .norm import Norm, is_norm_act
+from .norm import Norm, check_known, is_norm_act
 from .resnet import (
     NormActBasicBlock,
     NormActBottleneckBlock,
@@ -63,16 +63,11 @@ def resolve_lazy(model: DictConfig, **options: Any) -> DictConfig:
         model itself.
 
     Raises:
-        ValueError: a class in which a ReLU would follow the norm-act.
+        ValueError: an unknown norm, or a class in which a ReLU would follow the norm-act.
     """
-    nodes = [node for node in _nodes(model) if _named_norms(node)]
-    changes = [(node, *_target_and_block(node)) for node in nodes]
-    for node, target, block_class in changes:
-        node._target_ = target
-        if block_class is not None:
-            node.block_class = block_class
-        for key in _named_norms(node):
-            node[key] = LazyCall(Norm)(name=node[key], **options)
+    changes = [change for node in _nodes(model) for change in _changes(node, options)]
+    for node, key, value in changes:
+        node[key] = value
     for node in _nodes(model):
         head = node.get("head")
         if isinstance(head, DictConfig) and head.get("_target_") is NormActRPNHead:
@@ -83,39 +78,39 @@ def resolve_lazy(model: DictConfig, **options: Any) -> DictConfig:
 def _nodes(node: Any) -> list[DictConfig]:
     """A node and all below it."""
     if isinstance(node, ListConfig):
-        return [n for child in node for n in _nodes(child)]
+        return [n for child in node._iter_ex(resolve=False) for n in _nodes(child)]
     if not isinstance(node, DictConfig):
         return []
-    keys = [key for key in node if not node._is_missing(key)]
-    return [node] + [n for key in keys for n in _nodes(node._get_node(key))]
+    return [node] + [n for key in node for n in _nodes(node._get_node(key))]
 
 
-def _named_norms(node: DictConfig) -> list[str]:
-    return [key for key in _NORM_ARGUMENTS if is_norm_act(node.get(key))]
-
-
-def _target_and_block(node: DictConfig) -> tuple[Any, Any]:
-    """What to call instead, and the block class to give it, if it takes one."""
-    target = node.get("_target_")
-    if isinstance(target, str):
-        target = locate(target)
-    if target is ResNet.make_default_stages:
-        default = BasicBlock if node.depth < 50 else BottleneckBlock
-        return target, _ours(node, node.get("block_class") or default)
-    if target is ResNet.make_stage:
-        return target, _ours(node, node.block_class)
-    return _ours(node, target), None
-
-
-def _ours(node: DictConfig, target: Any) -> Any:
-    target = locate(target) if isinstance(target, str) else target
-    if target in _OURS.values():
-        return target
-    if target not in _OURS:
+def _changes(node: DictConfig, options: dict[str, Any]) -> list[tuple[DictConfig, str, Any]]:
+    """What to set in a node: its class, its block class if it takes one, its norms."""
+    target = _class_of(node.get("_target_"))
+    norms = {key: node.get(key) for key in _NORM_ARGUMENTS}
+    stages = target in (ResNet.make_default_stages, ResNet.make_stage)
+    if stages or target in _OURS:
+        for key, norm in norms.items():
+            check_known(f"{key} of {target.__name__}", norm)
+    named = {key: norm for key, norm in norms.items() if is_norm_act(norm)}
+    # The stock RPN head has a place for no norm at all, Detectron2's own included.
+    if not named and not (target is StandardRPNHead and norms["norm"]):
+        return []
+    what = "_target_"
+    if stages:
+        what = "block_class"
+        basic = target is ResNet.make_default_stages and node.depth < 50
+        target = _class_of(node.get(what)) or (BasicBlock if basic else BottleneckBlock)
+    if target not in _OURS and target not in _OURS.values():
         name = target if target is None else _convert_target_to_string(target)
-        key = _named_norms(node)[0]
+        key, norm = next(iter(named.items()))
         raise ValueError(
-            f"{key}={node[key]!r} of {name}: it has no place for a norm-act, or would put a ReLU "
-            f"after it; supported are {', '.join(c.__name__ for c in _OURS)} and ResNet's stages"
+            f"{key}={norm!r} of {name}: it has no place for a norm-act, or would put a ReLU after "
+            f"it; supported are {', '.join(c.__name__ for c in _OURS)} and ResNet's stages"
         )
-    return _OURS[target]
+    swapped = [(node, key, LazyCall(Norm)(name=norm, **options)) for key, norm in named.items()]
+    return [(node, what, _OURS.get(target, target)), *swapped]
+
+
+def _class_of(target: Any) -> Any:
+    return locate(target) if isinstance(target, str) else target

@@ -17,6 +17,19 @@ def is_norm_act(norm: Any) -> bool:
     return isinstance(norm, str) and norm in list_norm_acts()
 
 
+def check_known(where: str, norm: Any) -> None:
+    """Raise a ValueError if `norm`, found at `where`, names neither a norm-act nor a stock norm."""
+    if not isinstance(norm, str) or is_norm_act(norm):
+        return
+    try:
+        get_norm(norm, 32)
+    except KeyError:
+        try:
+            build_norm_act(norm, 32)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}, and Detectron2's BN, GN, ...") from None
+
+
 class Norm:
     """A norm-act with its options, a callable of the channels as Detectron2's `get_norm` takes.
 
@@ -89,7 +102,8 @@ class LevelNorm(nn.Module):
         self.level = 0
         for layer in list(self.layers)[1:] if shared else ():
             for name, parameter in self.layers[0].named_parameters():
-                setattr(layer, name, parameter)
+                owner, _, leaf = name.rpartition(".")
+                setattr(layer.get_submodule(owner), leaf, parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         out = x

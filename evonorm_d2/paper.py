@@ -7,9 +7,11 @@ for the background in box regression and masks.
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.layers import ShapeSpec, get_norm
@@ -22,6 +24,7 @@ from detectron2.modeling import (
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from .fpn import NormActFPN
@@ -30,14 +33,18 @@ from .norm import LevelNorm, Norm, as_norm, drop_relu, norm_from_config, without
 from .resnet import build_norm_act_resnet_backbone
 
 
+def _renamed(method: Any, name: str) -> Any:
+    """A copy of an inherited method, to be called in its stead: TorchScript knows no super()."""
+    return FunctionType(method.__code__, method.__globals__, name)
+
+
 class LastLevelP6(nn.Module):
     """P6 from P5 by a 3x3 conv with stride 2."""
 
-    num_levels = 1
-    in_feature = "p5"
-
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.num_levels = 1
+        self.in_feature = "p5"
         self.p6 = nn.Conv2d(channels, channels, 3, 2, 1)
         weight_init.c2_xavier_fill(self.p6)
 
@@ -69,9 +76,14 @@ class PaperFPN(NormActFPN):
             without_activation(norm, out_channels) or nn.Identity() for _ in self._out_features
         )
 
+    before_norms = _renamed(NormActFPN.forward, "before_norms")
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        features = super().forward(x)
-        return {name: norm(features[name]) for name, norm in zip(features, self.norms)}
+        features = self.before_norms(x)
+        for i, norm in enumerate(self.norms):
+            name = self._out_features[i]
+            features[name] = norm(features[name])
+        return features
 
 
 @BACKBONE_REGISTRY.register()
@@ -169,10 +181,9 @@ class PaperOutputLayers(FastRCNNOutputLayers):
         super().__init__(input_shape, **kwargs)
         self.used_classes = used_classes
         box = self.bbox_pred
-        wider = nn.Linear(box.in_features, box.out_features + len(self.box2box_transform.weights))
-        nn.init.normal_(wider.weight, std=0.001)
-        nn.init.zeros_(wider.bias)
-        self.bbox_pred = wider
+        self.bbox_pred = _WithBackground(
+            box.in_features, box.out_features, len(self.box2box_transform.weights)
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -181,21 +192,32 @@ class PaperOutputLayers(FastRCNNOutputLayers):
         names = MetadataCatalog.get(data_sets[0]).get("thing_classes") if data_sets else None
         return {**args, "used_classes": len(names or range(args["num_classes"]))}
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores, deltas = super().forward(x)
-        return scores, deltas[:, : -len(self.box2box_transform.weights)]
+    all_probs = _renamed(FastRCNNOutputLayers.predict_probs, "all_probs")
 
-    def predict_probs(self, predictions: Any, proposals: Any) -> tuple[Tensor, ...]:
-        used = predictions[0].new_ones(self.num_classes + 1)
+    def predict_probs(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]
+    ) -> list[Tensor]:
+        used = predictions[0].new_ones([self.num_classes + 1])
         used[self.used_classes : self.num_classes] = 0
-        return tuple(probs * used for probs in super().predict_probs(predictions, proposals))
+        return [probs * used for probs in self.all_probs(predictions, proposals)]
+
+
+class _WithBackground(nn.Linear):
+    """Linear layer that has weights for `background` more outputs, and does not compute them."""
+
+    def __init__(self, in_features: int, out_features: int, background: int) -> None:
+        super().__init__(in_features, out_features + background)
+        self.background = background
+        nn.init.normal_(self.weight, std=0.001)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight[: -self.background], self.bias[: -self.background])
 
 
 @ROI_HEADS_REGISTRY.register()
-class PaperROIHeads(StandardROIHeads):
+def build_paper_roi_heads(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> StandardROIHeads:
     """`StandardROIHeads` with :class:`PaperOutputLayers`."""
-
-    @classmethod
-    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        args = super()._init_box_head(cfg, input_shape)
-        return {**args, "box_predictor": PaperOutputLayers(cfg, args["box_head"].output_shape)}
+    heads = StandardROIHeads(cfg, input_shape)
+    heads.box_predictor = PaperOutputLayers(cfg, heads.box_head.output_shape)
+    return heads

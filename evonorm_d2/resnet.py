@@ -29,11 +29,30 @@ BLOCKS_PER_STAGE = {
 
 
 class _NormActBlock:
-    """Common to the blocks below: `relu` follows a norm, unless the norm is a norm-act."""
+    """Common to the residual blocks below: `relu` follows a norm, unless that is a norm-act.
 
-    def _finish(self, norm: Any, last: nn.Module | None, zero_init_last: bool) -> None:
-        self.relu = nn.Identity() if isinstance(norm, Norm) else nn.ReLU(inplace=True)
-        for conv in (last, getattr(self, "shortcut", None)):
+    Args:
+        norm: the name of a norm-act, a :class:`Norm`, or what Detectron2's `get_norm` takes.
+        zero_init_last: let the last norm's weight start at 0.
+        others: as the stock block's.
+    """
+
+    last = "conv3"
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Any = "BN",
+        zero_init_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        norm = as_norm(norm)
+        super().__init__(in_channels, out_channels, norm=norm, **kwargs)
+        self.relu = _relu_after(norm)
+        last = getattr(self, self.last)
+        for conv in (last, self.shortcut):
             if conv is not None and isinstance(norm, Norm):
                 conv.norm = without_activation(norm, conv.out_channels)
         if zero_init_last:
@@ -45,7 +64,11 @@ class _NormActBlock:
         return self
 
 
-class NormActStem(_NormActBlock, BasicStem):
+def _relu_after(norm: Any) -> nn.Module:
+    return nn.Identity() if isinstance(norm, Norm) else nn.ReLU(inplace=True)
+
+
+class NormActStem(BasicStem):
     """`BasicStem` with any norm-act after its conv.
 
     Args:
@@ -56,34 +79,22 @@ class NormActStem(_NormActBlock, BasicStem):
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Any = "BN") -> None:
         norm = as_norm(norm)
         super().__init__(in_channels, out_channels, norm)
-        self._finish(norm, None, False)
+        self.relu = _relu_after(norm)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.conv1(x))
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
+    def freeze(self) -> nn.Module:
+        super().freeze()
+        freeze_norm_acts(self)
+        return self
+
 
 class NormActBasicBlock(_NormActBlock, BasicBlock):
-    """`BasicBlock` with any norm-act after conv1, its affine form after conv2 and the shortcut.
+    """`BasicBlock` with any norm-act after conv1, its affine form after conv2 and the shortcut."""
 
-    Args:
-        norm: as in :class:`NormActStem`.
-        zero_init_last: let the last norm's weight start at 0.
-        others: as `BasicBlock`'s.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        norm: Any = "BN",
-        zero_init_last: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        norm = as_norm(norm)
-        super().__init__(in_channels, out_channels, norm=norm, **kwargs)
-        self._finish(norm, self.conv2, zero_init_last)
+    last = "conv2"
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv2(self.relu(self.conv1(x)))
@@ -92,25 +103,7 @@ class NormActBasicBlock(_NormActBlock, BasicBlock):
 
 
 class NormActBottleneckBlock(_NormActBlock, BottleneckBlock):
-    """`BottleneckBlock` with any norm-act after conv1 and conv2, its affine form elsewhere.
-
-    Args:
-        norm, zero_init_last: as in :class:`NormActBasicBlock`.
-        others: as `BottleneckBlock`'s.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        norm: Any = "BN",
-        zero_init_last: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        norm = as_norm(norm)
-        super().__init__(in_channels, out_channels, norm=norm, **kwargs)
-        self._finish(norm, self.conv3, zero_init_last)
+    """`BottleneckBlock` with any norm-act after conv1 and conv2, its affine form elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.conv1(x))
@@ -121,25 +114,7 @@ class NormActBottleneckBlock(_NormActBlock, BottleneckBlock):
 
 
 class NormActDeformBottleneckBlock(_NormActBlock, DeformBottleneckBlock):
-    """`DeformBottleneckBlock` likewise; the norm of conv2 runs inside the deformable conv.
-
-    Args:
-        norm, zero_init_last: as in :class:`NormActBasicBlock`.
-        others: as `DeformBottleneckBlock`'s.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        norm: Any = "BN",
-        zero_init_last: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        norm = as_norm(norm)
-        super().__init__(in_channels, out_channels, norm=norm, **kwargs)
-        self._finish(norm, self.conv3, zero_init_last)
+    """`DeformBottleneckBlock` likewise; the norm of conv2 runs inside the deformable conv."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.conv1(x))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -56,7 +57,8 @@ def main() -> int:
         else:
             result, table = one_model(args.config_file, args.overrides)
         if args.json:
-            args.json.write_text(json.dumps({**result, "versions": versions()}, indent=2) + "\n")
+            about = {"command": shlex.join(["tools/analyze_model.py", *sys.argv[1:]]), **versions()}
+            args.json.write_text(json.dumps({**about, **result}, indent=2) + "\n")
     except (ValueError, OSError) as error:
         print(f"analyze_model.py: {error}", file=sys.stderr)
         return 2
@@ -116,9 +118,9 @@ def as_dict(counts: Complexity) -> dict[str, int]:
     return {**asdict(counts), "madds": counts.madds}
 
 
-def versions() -> dict[str, str]:
-    libraries = (torch, detectron2)
-    return {"python": platform.python_version(), **{m.__name__: m.__version__ for m in libraries}}
+def versions() -> dict[str, dict[str, str]]:
+    libraries = {m.__name__: m.__version__ for m in (torch, detectron2)}
+    return {"versions": {"python": platform.python_version(), **libraries}}
 
 
 def align(rows: list[tuple[str, ...]], left: int = 1) -> str:

@@ -109,8 +109,7 @@ def test_ink_stands_out_from_what_surrounds_it(folder, split, coco):
         masks = [coco.annToMask(a).astype(bool) for a in coco.imgToAnns[image_id]]
         background = np.median(image[~np.any(masks, axis=0)])
         lighter += [np.median(image[mask]) - background for mask in masks]
-    assert np.abs(lighter).min() > STYLE.contrast[0] - STYLE.texture
-    assert 0.2 < np.mean(np.array(lighter) > 0) < 0.8
+    assert min(lighter) > STYLE.contrast[0] - STYLE.texture
 
 
 def test_every_class_appears_and_every_digit_is_a_real_scan(coco):
