@@ -1,0 +1,377 @@
+// The loops over a tensor's values. Compiled once per instruction set, INSTRUCTION_SET being the
+// function of cpu_kernels.h to define. All else is local to this file, and no library is included:
+// the linker must not share a function that uses AVX with code that runs everywhere.
+#include "cpu_kernels.h"
+
+#include <type_traits>
+
+namespace evonorm {
+namespace {
+
+// Vectors of the compiler's (GCC and Clang): 64 bytes, in as many registers as that takes.
+template <typename A>
+struct VectorOf {
+  typedef A type __attribute__((vector_size(64)));
+  static constexpr int64_t lanes = 64 / sizeof(A);
+};
+template <typename A> using Vector = typename VectorOf<A>::type;
+typedef int32_t I32 __attribute__((vector_size(64)));
+typedef int64_t I64 __attribute__((vector_size(64)));
+typedef uint32_t U32 __attribute__((vector_size(64)));
+typedef uint16_t U16 __attribute__((vector_size(32)));
+
+// How many values of a vector count: a constant for all of them.
+template <typename A> using All = std::integral_constant<int64_t, VectorOf<A>::lanes>;
+
+inline Vector<float> widen(Vector<float> x, float) { return x; }
+inline Vector<double> widen(Vector<double> x, double) { return x; }
+inline Vector<float> widen(U16 x, BFloat16) {
+  return (Vector<float>)(__builtin_convertvector(x, U32) << 16);
+}
+inline Vector<float> widen(U16 x, Half) {
+  const U32 bits = __builtin_convertvector(x, U32), magnitude = bits & 0x7fff;
+  // Moved by the difference of the exponents' biases, which is right for subnormals too.
+  const Vector<float> value = (Vector<float>)(magnitude << 13) * 0x1p112f;
+  const U32 special = (magnitude << 13) | 0x7f800000;  // infinity, NaN
+  return (Vector<float>)((magnitude >= 0x7c00 ? special : (U32)value) | (bits & 0x8000) << 16);
+}
+
+inline Vector<float> narrow(Vector<float> x, float) { return x; }
+inline Vector<double> narrow(Vector<double> x, double) { return x; }
+inline U16 narrow(Vector<float> x, BFloat16) {
+  const U32 bits = (U32)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(x == x ? rounded : U32{} + 0x7fc0, U16);
+}
+inline U16 narrow(Vector<float> x, Half) {
+  const U32 bits = (U32)x, magnitude = bits & 0x7fffffff;
+  // Adding a power of two rounds off the bits that a half has no room for.
+  const Vector<float> value = (Vector<float>)magnitude * 0x1p112f * 0x1p-110f;
+  U32 power = magnitude & 0x7f800000;
+  power = (power < 0x38800000 ? U32{} + 0x38800000 : power) + 0x07800000;
+  const U32 sum = (U32)((Vector<float>)power + value);
+  const U32 half = (sum >> 13 & 0x7c00) + (sum & 0xfff);
+  return __builtin_convertvector(
+      (magnitude > 0x7f800000 ? U32{} + 0x7e00 : half) | (bits >> 16 & 0x8000), U16);
+}
+
+template <typename T>
+using Stored = decltype(narrow(Vector<typename Wide<T>::type>{}, T{}));
+
+template <typename T, typename Count>
+inline Vector<typename Wide<T>::type> load(const T* p, Count count) {
+  Stored<T> x{};
+  __builtin_memcpy(&x, p, count * sizeof(T));
+  return widen(x, T{});
+}
+
+template <typename T, typename Count>
+inline void store(T* p, Vector<typename Wide<T>::type> x, Count count) {
+  const Stored<T> narrowed = narrow(x, T{});
+  __builtin_memcpy(p, &narrowed, count * sizeof(T));
+}
+
+template <typename V>
+inline V greater(V a, V b) { return a > b ? a : b; }
+
+// exp(r) for |r| <= ln(2) / 2 by its series.
+template <int terms, typename V>
+inline V exp_series(V r) {
+  V y = V{} + 1;
+#pragma GCC unroll 16
+  for (int k = terms; k > 0; k--) y = y * r * (typename std::decay<decltype(r[0])>::type)(1.0 / k) + 1;
+  return y;
+}
+
+inline Vector<float> exp(Vector<float> x) {
+  using V = Vector<float>;
+  x = x > 88.f ? V{} + 88.f : x < -87.f ? V{} - 87.f : x;
+  const V shifted = x * 1.44269504f + 0x1.8p23f;  // the nearest integer, in the low bits
+  const V n = shifted - 0x1.8p23f, r = x - n * 0.693145752f - n * 1.42860677e-6f;
+  V y = V{} + 1.f / 720;
+  y = y * r + 1.f / 120;
+  y = y * r + 1.f / 24;
+  y = y * r + 1.f / 6;
+  y = y * r + 0.5f;
+  y = y * r + 1.f;
+  y = y * r + 1.f;
+  return (V)((I32)y + ((I32)shifted << 23));
+}
+
+inline Vector<double> exp(Vector<double> x) {
+  using V = Vector<double>;
+  x = x > 709. ? V{} + 709. : x < -708. ? V{} - 708. : x;
+  const V shifted = x * 1.4426950408889634 + 0x1.8p52, n = shifted - 0x1.8p52;
+  const V r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10;
+  return (V)((I64)exp_series<13>(r) + ((I64)shifted << 52));
+}
+
+template <typename V>
+inline V sigmoid(V x) { return 1 / (1 + exp(-x)); }
+
+// A row of vectors: consecutive values of one plane, or of channels_last LANES planes side by side.
+template <typename T, bool last>
+struct Strip {
+  using A = typename Wide<T>::type;
+  using V = Vector<A>;
+  static constexpr int64_t lanes = VectorOf<A>::lanes;
+  static constexpr int64_t block = 128;  // vectors added up in A; more are added in double
+
+  const Pass<T>& pass;
+  int64_t plane;   // n * C + c, of the first lane
+  int64_t piece;
+  int64_t begin;   // offset in the tensor
+  int64_t length;  // vectors' values of each plane
+  int64_t width;   // planes side by side
+
+  V coefficient(int k) const {
+    const A* p = pass.coefficients[k] + plane;
+    return last ? load(p, width) : V{} + *p;
+  }
+
+  double* sums(int number, int64_t lane) const {
+    return pass.sums + ((plane + lane) * pass.pieces + piece) * number;
+  }
+
+  // In how many separate values a sum over the strip ends.
+  int64_t results() const { return last ? width : 1; }
+  static double result(V sum, int64_t lane) {
+    if (last) return sum[lane];
+    double total = 0;
+    for (int64_t i = 0; i < lanes; i++) total += sum[i];
+    return total;
+  }
+
+  // f(which of 4 consecutive vectors, its offset, how many of its values count)
+  template <typename F>
+  void each(F f) const {
+    const int64_t stride = last ? pass.channels : lanes, vectors = last ? length : length / lanes;
+    if (!last || width == lanes) {
+      four(vectors, stride, All<A>{}, f);
+    } else {
+      four(vectors, stride, width, f);
+    }
+    if (!last && length % lanes) f(0, begin + vectors * stride, length % lanes);
+  }
+
+  template <typename Count, typename F>
+  void four(int64_t vectors, int64_t stride, Count count, F f) const {
+    int64_t at = begin, k = 0;
+    for (; k + 4 <= vectors; k += 4, at += 4 * stride) {
+      f(0, at, count);
+      f(1, at + stride, count);
+      f(2, at + 2 * stride, count);
+      f(3, at + 3 * stride, count);
+    }
+    for (; k < vectors; k++, at += stride) f(0, at, count);
+  }
+
+  // The strip in blocks.
+  template <typename F>
+  void blocks(F f) const {
+    const int64_t values = last ? block : block * lanes;
+    for (int64_t k = 0; k < length; k += values) {
+      Strip part = *this;
+      part.begin += k * (last ? pass.channels : 1);
+      part.length = length - k < values ? length - k : values;
+      f(part);
+    }
+  }
+};
+
+template <typename T, bool last, typename F>
+void each_strip(const Pass<T>& pass, int64_t first, int64_t count, int64_t step, F f) {
+  constexpr int64_t lanes = Strip<T, last>::lanes;
+  for (int64_t k = 0, item = first; k < count; k++, item += step) {
+    const int64_t piece = item % pass.pieces, start = piece * pass.piece;
+    const int64_t end = start + pass.piece < pass.plane ? start + pass.piece : pass.plane;
+    if (!last) {
+      const int64_t plane = item / pass.pieces;
+      f(Strip<T, last>{pass, plane, piece, plane * pass.plane + start, end - start, 1});
+      continue;
+    }
+    const int64_t n = item / pass.pieces, row = (n * pass.plane + start) * pass.channels;
+    for (int64_t c = 0; c < pass.channels; c += lanes) {
+      const int64_t width = pass.channels - c < lanes ? pass.channels - c : lanes;
+      f(Strip<T, last>{pass, n * pass.channels + c, piece, row + c, end - start, width});
+    }
+  }
+}
+
+// A kernel for both layouts from a function of a strip.
+template <typename T, typename F>
+void over_strips(const Pass<T>& pass, int64_t first, int64_t count, int64_t step, F f) {
+  if (pass.channels_last) {
+    each_strip<T, true>(pass, first, count, step, f);
+  } else {
+    each_strip<T, false>(pass, first, count, step, f);
+  }
+}
+
+// The mean of a block first, then sums of differences from it, which lose no digits to an offset.
+template <typename T>
+void moments(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
+  over_strips(pass, first, count, step, [&](auto strip) {
+    using S = decltype(strip);
+    using V = typename S::V;
+    constexpr int64_t lanes = S::lanes;
+    const bool last = pass.channels_last;
+    double done = 0;
+    strip.blocks([&](auto part) {
+      V sum[4] = {};
+      part.each([&](int k, int64_t at, auto count) { sum[k] += load(pass.x + at, count); });
+      V shift = sum[0] + sum[1] + sum[2] + sum[3];
+      const double values = part.length;
+      if (last) {
+        shift *= (typename S::A)(1 / values);
+      } else {
+        shift = V{} + (typename S::A)(S::result(shift, 0) / values);
+      }
+      V square[4] = {};
+      for (V& s : sum) s = V{};
+      part.each([&](int k, int64_t at, auto count) {
+        V d = load(pass.x + at, count) - shift;
+        if (count < lanes) {
+          for (int64_t i = count; i < lanes; i++) d[i] = 0;
+        }
+        sum[k] += d;
+        square[k] += d * d;
+      });
+      sum[0] += sum[1] + sum[2] + sum[3];
+      square[0] += square[1] + square[2] + square[3];
+      for (int64_t i = 0; i < strip.results(); i++) {
+        double* out = strip.sums(MOMENTS, i);
+        const double rest = S::result(sum[0], i) / values, mean = shift[i] + rest;
+        const double squares = S::result(square[0], i) - rest * rest * values;
+        // Chan, Golub and LeVeque (1983): moments of two parts together.
+        const double delta = done ? mean - out[0] : 0, total = done + values;
+        out[0] = done ? out[0] + delta * values / total : mean;
+        out[1] = (done ? out[1] : 0) + squares + delta * delta * done * values / total;
+      }
+      done += values;
+    });
+  });
+}
+
+// Adds up `number` values that f gives for each vector.
+template <int number, typename T, typename S, typename F>
+void sum_up(const Pass<T>& pass, const S& strip, F f) {
+  for (int64_t i = 0; i < strip.results(); i++) {
+    for (int k = 0; k < number; k++) strip.sums(number, i)[k] = 0;
+  }
+  strip.blocks([&](auto part) {
+    typename S::V sum[number] = {};
+    part.each([&](int, int64_t at, auto count) {
+      f(load(pass.x + at, count), load(pass.dy + at, count), sum);
+    });
+    for (int64_t i = 0; i < strip.results(); i++) {
+      for (int k = 0; k < number; k++) strip.sums(number, i)[k] += S::result(sum[k], i);
+    }
+  });
+}
+
+// A float16 output stays finite, as a large constant over sqrt(eps) would not.
+template <typename T, typename V>
+inline V saturated(V y) {
+  if (!std::is_same<T, Half>::value) return y;
+  return y > 65504 ? V{} + 65504 : y < -65504 ? V{} - 65504 : y;
+}
+
+template <typename T>
+void sample_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
+  over_strips(pass, first, count, step, [&](auto strip) {
+    const auto v = strip.coefficient(Sample::V), a = strip.coefficient(Sample::A),
+               b = strip.coefficient(Sample::B);
+    strip.each([&](int, int64_t at, auto count) {
+      const auto x = load(pass.x + at, count);
+      store(pass.out + at, saturated<T>(x * sigmoid(v * x) * a + b), count);
+    });
+  });
+}
+
+template <typename T>
+void sample_sums(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
+  over_strips(pass, first, count, step, [&](auto strip) {
+    const auto v = strip.coefficient(Sample::V);
+    sum_up<Sample::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) {
+      const auto s = sigmoid(v * x), by_scale = dy * x * s;
+      sum[Sample::BY_SCALE] += by_scale;
+      sum[Sample::BY_BIAS] += dy;
+      sum[Sample::BY_V] += by_scale * x * (1 - s);
+    });
+  });
+}
+
+template <typename T>
+void sample_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
+  over_strips(pass, first, count, step, [&](auto strip) {
+    const auto v = strip.coefficient(Sample::V), a = strip.coefficient(Sample::A),
+               p = strip.coefficient(Sample::P), q = strip.coefficient(Sample::Q);
+    strip.each([&](int, int64_t at, auto count) {
+      const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
+      const auto z = v * x, s = sigmoid(z);
+      store(pass.out + at, dy * a * s * (1 + z * (1 - s)) + (p * x + q), count);
+    });
+  });
+}
+
+template <typename T>
+void batch_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
+  over_strips(pass, first, count, step, [&](auto strip) {
+    const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
+               floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
+               b = strip.coefficient(Batch::B);
+    strip.each([&](int, int64_t at, auto count) {
+      const auto x = load(pass.x + at, count);
+      store(pass.out + at, saturated<T>(x * a / greater(floor, slope * x + rise) + b), count);
+    });
+  });
+}
+
+template <typename T>
+void batch_sums(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
+  over_strips(pass, first, count, step, [&](auto strip) {
+    const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
+               floor = strip.coefficient(Batch::FLOOR);
+    sum_up<Batch::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) {
+      const decltype(x) line = slope * x + rise, r = 1 / greater(floor, line);
+      const decltype(x) by_scale = dy * x * r, e = by_scale * r;
+      const decltype(x) by_line = line > floor ? e : decltype(x){};
+      sum[Batch::BY_SCALE] += by_scale;
+      sum[Batch::BY_BIAS] += dy;
+      sum[Batch::BY_FLOOR] += e - by_line;
+      sum[Batch::BY_RISE] += by_line;
+      sum[Batch::BY_SLOPE] += by_line * x;
+    });
+  });
+}
+
+template <typename T>
+void batch_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
+  over_strips(pass, first, count, step, [&](auto strip) {
+    const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
+               floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
+               p = strip.coefficient(Batch::P), q = strip.coefficient(Batch::Q);
+    strip.each([&](int, int64_t at, auto count) {
+      const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
+      const decltype(x) line = slope * x + rise, r = 1 / greater(floor, line);
+      const decltype(x) by_line = line > floor ? x * r * slope : decltype(x){};
+      store(pass.out + at, dy * a * r * (1 - by_line) + (p * x + q), count);
+    });
+  });
+}
+
+}  // namespace
+
+template <typename T>
+const Kernels<T>& INSTRUCTION_SET() {
+  static constexpr Kernels<T> kernels{moments<T>,       sample_forward<T>, sample_sums<T>,
+                                      sample_backward<T>, batch_forward<T>, batch_sums<T>,
+                                      batch_backward<T>};
+  return kernels;
+}
+template const Kernels<float>& INSTRUCTION_SET<float>();
+template const Kernels<double>& INSTRUCTION_SET<double>();
+template const Kernels<BFloat16>& INSTRUCTION_SET<BFloat16>();
+template const Kernels<Half>& INSTRUCTION_SET<Half>();
+
+}  // namespace evonorm
