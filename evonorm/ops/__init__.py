@@ -73,7 +73,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*tensors, *output[1:])
 
 
-def _differentiate(ctx: Any, dy: Tensor, *_: None) -> tuple[Optional[Tensor], ...]:
+def _differentiate(ctx: Any, dy: Optional[Tensor], *_: None) -> tuple[Optional[Tensor], ...]:
+    if dy is None:
+        return (None,) * 8
     *tensors, stats, batch_stats = ctx.saved_tensors
     options = (ctx.groups, ctx.eps, ctx.kind)
     needs = ctx.needs_input_grad[:5]

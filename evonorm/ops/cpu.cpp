@@ -308,7 +308,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
     const optional<Tensor>& weight_, const optional<Tensor>& bias_, const Tensor& stats,
     const Tensor& batch_stats, int64_t groups, double eps, Kind kind) {
   using A = typename Wide<T>::type;
-  Problem<T> p(x, kind, groups, kind.batch ? int(Batch::SUMS) : int(Sample::SUMS), Batch::Q + 1);
+  Problem<T> p(x, kind, groups, kind.batch ? int(Batch::SUMS) : int(Sample::SUMS),
+               kind.batch ? int(Batch::BACKWARD) : int(Sample::BACKWARD));
   const int64_t N = p.batch, C = p.channels;
   const bool whole = kind.batch && !var_;
   const Parameter<A> v(v_, x, 1, "v"), var(var_, x, 0, "var"), weight(weight_, x, 1, "weight");
@@ -344,8 +345,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
     }
     const double slope = -along / (std::pow(double(scale[u]), 3) * unit.count * p.plane);
     for (int64_t i = unit.first; i < unit.first + unit.count; i++) {
+      p.coefficient(Sample::CENTRE)[i] = mean[u];
       p.coefficient(Sample::P)[i] = slope;
-      p.coefficient(Sample::Q)[i] = kind.centred ? -slope * mean[u] : 0;
+      p.coefficient(Sample::Q)[i] = kind.centred ? 0 : slope * mean[u];
     }
   };
 
@@ -372,14 +374,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
       dweight[i] = sums[Batch::BY_SCALE];
       dbias[i] = sums[Batch::BY_BIAS];
       by_var += dvar[i];
+      p.coefficient(Batch::CENTRE)[i] = mean[i];
       p.coefficient(Batch::P)[i] = slope;
-      p.coefficient(Batch::Q)[i] = kind.centred ? -slope * mean[i] : 0;
+      p.coefficient(Batch::Q)[i] = kind.centred ? 0 : slope * mean[i];
     }
     if (!whole) return;
     const double slope = 2 * by_var / (N * p.plane);
     for (int64_t k = 0, i = unit.first; k < unit.count; k++, i += unit.step) {
       p.coefficient(Batch::P)[i] += slope;
-      p.coefficient(Batch::Q)[i] -= slope * of_batch[c];
+      p.coefficient(Batch::Q)[i] += slope * (mean[i] - of_batch[c]);
     }
   };
 

@@ -305,11 +305,12 @@ template <typename T>
 void sample_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
   over_strips(pass, first, count, step, [&](auto strip) {
     const auto v = strip.coefficient(Sample::V), a = strip.coefficient(Sample::A),
-               p = strip.coefficient(Sample::P), q = strip.coefficient(Sample::Q);
+               centre = strip.coefficient(Sample::CENTRE), p = strip.coefficient(Sample::P),
+               q = strip.coefficient(Sample::Q);
     strip.each([&](int, int64_t at, auto count) {
       const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
       const auto z = v * x, s = sigmoid(z);
-      store(pass.out + at, dy * a * s * (1 + z * (1 - s)) + (p * x + q), count);
+      store(pass.out + at, dy * a * s * (1 + z * (1 - s)) + (p * (x - centre) + q), count);
     });
   });
 }
@@ -350,12 +351,13 @@ void batch_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t s
   over_strips(pass, first, count, step, [&](auto strip) {
     const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
                floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
-               p = strip.coefficient(Batch::P), q = strip.coefficient(Batch::Q);
+               centre = strip.coefficient(Batch::CENTRE), p = strip.coefficient(Batch::P),
+               q = strip.coefficient(Batch::Q);
     strip.each([&](int, int64_t at, auto count) {
       const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
       const decltype(x) line = slope * x + rise, r = 1 / greater(floor, line);
       const decltype(x) by_line = line > floor ? x * r * slope : decltype(x){};
-      store(pass.out + at, dy * a * r * (1 - by_line) + (p * x + q), count);
+      store(pass.out + at, dy * a * r * (1 - by_line) + (p * (x - centre) + q), count);
     });
   });
 }

@@ -26,7 +26,7 @@ struct Pass {
   int64_t batch, channels, plane, pieces, piece;
   bool channels_last;
   double* sums;
-  const typename Wide<T>::type* coefficients[7];  // (N, C) each; which ones, a kernel says
+  const typename Wide<T>::type* coefficients[8];  // (N, C) each; which ones, a kernel says
 };
 
 template <typename T>
@@ -39,7 +39,7 @@ constexpr int MOMENTS = 2;
 struct Sample {
   // Sums, with num = x * sigmoid(v * x), of dy * num, dy, dy * (d num / d v).
   enum { BY_SCALE, BY_BIAS, BY_V, SUMS };
-  enum { V, A, B, FORWARD, P = B, Q };
+  enum { V, A, B, FORWARD, CENTRE = B, P, Q, BACKWARD };
 };
 
 // y = x * a / den + b, den = max(floor, slope * x + rise)
@@ -47,13 +47,14 @@ struct Batch {
   // Sums of dy * x / den, dy and, with e = dy * x / den^2, of e where the floor is the larger one,
   // of e and e * x where it is not.
   enum { BY_SCALE, BY_BIAS, BY_FLOOR, BY_RISE, BY_SLOPE, SUMS };
-  enum { SLOPE, RISE, FLOOR, A, B, FORWARD, P = B, Q };
+  enum { SLOPE, RISE, FLOOR, A, B, FORWARD, CENTRE = B, P, Q, BACKWARD };
 };
 
 template <typename T>
 struct Kernels {
   Kernel<T> moments;
-  // y; sums of the backward pass; dx = dy * a * (d y / d x at constant statistics) + p * x + q.
+  // y; sums of the backward pass; dx = dy * a * (d y / d x at constant statistics)
+  // + p * (x - centre) + q.
   Kernel<T> sample_forward, sample_sums, sample_backward;
   Kernel<T> batch_forward, batch_sums, batch_backward;
 };
