@@ -14,7 +14,6 @@ from .registry import build_norm_act
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
 
 # What may take a norm's output: modules, functions, methods, in lower case and without "_".
-# Gates such as sigmoid are in no list, as a norm-act does not replace them.
 ACTIVATIONS = "relu relu6 leakyrelu prelu rrelu elu celu selu gelu silu mish hardswish".split()
 ENDS = "conv1d conv2d conv3d convtranspose2d linear output".split()
 SUMS = "add iadd sub isub mul imul".split()  # an activation after one acts on the sum
@@ -36,8 +35,8 @@ def convert(model: nn.Module, name: str, **options: Any) -> list[Swap]:
     """Swap each BatchNorm2d, SyncBatchNorm and GroupNorm of a model for a norm-act, in place.
 
     Where nothing but an activation follows, both become `build_norm_act(name, C)`; where none
-    does, the norm becomes `build_norm_act(name, C, activation=False)`. Gates (sigmoid, tanh) do
-    not count as activations. What follows is read from a torch.fx trace of the forward pass.
+    does, the norm becomes `build_norm_act(name, C, activation=False)`. What follows is read from
+    a torch.fx trace of the forward pass.
 
     A layer starts fresh, with the options given here rather than those of the norm (eps, momentum,
     groups); it keeps the norm's device, dtype, train or eval mode, and synchronization over ranks.
@@ -56,7 +55,8 @@ def convert(model: nn.Module, name: str, **options: Any) -> list[Swap]:
 
     Raises:
         ValueError: no such norm in the model, unknown name or impossible option, or a norm of
-            which it cannot be told whether an activation follows. The model is then as it was.
+            which it can't be told whether an activation follows (sigmoid and tanh may be gates, so
+            they count as unknown). The model is then as it was.
         TypeError: unknown option.
     """
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS)}
@@ -82,8 +82,8 @@ def convert(model: nn.Module, name: str, **options: Any) -> list[Swap]:
             new[model.get_submodule(node.target)] = nn.Identity()
         else:
             by_owner[node.meta["owner"]].append(node)
-    for owner, removed in by_owner.items():
-        new[model.get_submodule(owner)] = _without(removed, model, trace)
+    for owner, calls in by_owner.items():
+        new[model.get_submodule(owner)] = _without(calls, model, trace)
     _replace(model, new)
     return swaps
 
@@ -158,11 +158,7 @@ def _activation_after(path: str, norm: nn.Module, nodes: list[fx.Node]) -> fx.No
     if len(calls) != 1:
         raise ValueError(unsure + f"as it is called {len(calls)} times in a forward pass")
     users = list(calls[0].users)
-    if (
-        len(users) == 1
-        and users[0].meta["kind"] in ACTIVATIONS
-        and users[0].args[:1] == (calls[0],)
-    ):
+    if [u.args[:1] for u in users] == [(calls[0],)] and users[0].meta["kind"] in ACTIVATIONS:
         return users[0]
     for user in users:  # grows by those behind
         kind, name = user.meta["kind"], user.meta["name"]
@@ -186,13 +182,13 @@ def _build(
     return build_norm_act(name, channels, activation, **{**own, **options}).train(norm.training)
 
 
-def _without(removed: list[fx.Node], model: nn.Module, trace: _Tracer) -> nn.Module:
-    """The module whose forward makes some calls, as a GraphModule that does not make them."""
-    owner = removed[0].meta["owner"]
+def _without(calls: list[fx.Node], model: nn.Module, trace: _Tracer) -> nn.Module:
+    """The module whose forward makes these calls, as a GraphModule that does not make them."""
+    norm, name, owner = calls[0].args[0].target, calls[0].meta["name"], calls[0].meta["owner"]
     block = model.get_submodule(owner)
     refusal = ValueError(
-        f"{removed[0].args[0].target}: can't take out the {removed[0].meta['name']} after it, which "
-        f"{owner or type(block).__name__} calls; use an activation module of its own for it"
+        f"{norm}: can't take out the {name} after it, which {owner or type(block).__name__} calls; "
+        "use an activation module of its own for it"
     )
     if not owner:  # nothing holds the model, so that it can't be replaced
         raise refusal
@@ -200,7 +196,7 @@ def _without(removed: list[fx.Node], model: nn.Module, trace: _Tracer) -> nn.Mod
     same = alone.steps[""] == trace.steps[owner]  # or it is called twice, or with other arguments
     if not same or "_tensor_constant0" in alone.steps[""]:  # a tensor made in its forward
         raise refusal
-    steps = {node.meta["step"] for node in removed}
+    steps = {node.meta["step"] for node in calls}
     graph, copies = fx.Graph(), {}
     for node in alone.graph.nodes:
         skip = node.op not in ("placeholder", "output") and node.meta["step"] in steps

@@ -14,7 +14,7 @@ _FACTORIES: dict[str, Factory] = {}
 def register_norm_act(name: str) -> Callable[[Factory], Factory]:
     """Decorator: makes a norm-act of your own available under `name`, wherever a norm is named.
 
-    The factory, a class or function, is called as `factory(num_features, activation=..., **options)`
+    The factory (a class or function) is called `factory(num_features, activation=..., **options)`
     with the options of :func:`build_norm_act`, and returns a module (N, C, H, W) -> same shape.
     With `activation=False` the module must be free of activation. A module whose output depends
     on the batch sets `batch_dependent = True` and has a `momentum` for its running statistics.

@@ -18,6 +18,8 @@ using std::optional;
 
 constexpr int64_t GRAIN = 32768;  // values that are worth a thread
 
+constexpr double LOG2_E = 1.44269504088896340736;
+
 struct Kind {
   bool batch, centred;  // whether the statistics are deviations, or root mean squares
   char variant;
@@ -250,7 +252,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(
     mean[u] = total.mean;
     scale[u] = scale_of(total);
     for (int64_t i = unit.first; i < unit.first + unit.count; i++) {
-      p.coefficient(Sample::V)[i] = v(i / C, i % C);
+      p.coefficient(Sample::RATE)[i] = -LOG2_E * v(i / C, i % C);
       p.coefficient(Sample::A)[i] = weight(i / C, i % C) / scale[u];
       p.coefficient(Sample::B)[i] = bias(i / C, i % C);
     }
@@ -328,7 +330,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
 
   const auto prepare_sample = [&](int64_t u, Unit unit) {
     for (int64_t i = unit.first; i < unit.first + unit.count; i++) {
-      p.coefficient(Sample::V)[i] = v(i / C, i % C);
+      p.coefficient(Sample::RATE)[i] = -LOG2_E * v(i / C, i % C);
       p.coefficient(Sample::A)[i] = weight(i / C, i % C) / scale[u];
     }
   };

@@ -4,9 +4,16 @@
 #include "cpu_kernels.h"
 
 #include <type_traits>
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
 
 namespace evonorm {
 namespace {
+
+// The compiler would call them, and pass vectors through memory.
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 // Vectors of the compiler's (GCC and Clang): 64 bytes, in as many registers as that takes.
 template <typename A>
@@ -22,13 +29,15 @@ typedef uint16_t U16 __attribute__((vector_size(32)));
 
 // How many values of a vector count: a constant for all of them.
 template <typename A> using All = std::integral_constant<int64_t, VectorOf<A>::lanes>;
+constexpr bool is_all(int64_t) { return false; }
+template <int64_t lanes> constexpr bool is_all(std::integral_constant<int64_t, lanes>) { return true; }
 
-inline Vector<float> widen(Vector<float> x, float) { return x; }
-inline Vector<double> widen(Vector<double> x, double) { return x; }
-inline Vector<float> widen(U16 x, BFloat16) {
+INLINE Vector<float> widen(Vector<float> x, float) { return x; }
+INLINE Vector<double> widen(Vector<double> x, double) { return x; }
+INLINE Vector<float> widen(U16 x, BFloat16) {
   return (Vector<float>)(__builtin_convertvector(x, U32) << 16);
 }
-inline Vector<float> widen(U16 x, Half) {
+INLINE Vector<float> widen(U16 x, Half) {
   const U32 bits = __builtin_convertvector(x, U32), magnitude = bits & 0x7fff;
   // Moved by the difference of the exponents' biases, which is right for subnormals too.
   const Vector<float> value = (Vector<float>)(magnitude << 13) * 0x1p112f;
@@ -36,13 +45,13 @@ inline Vector<float> widen(U16 x, Half) {
   return (Vector<float>)((magnitude >= 0x7c00 ? special : (U32)value) | (bits & 0x8000) << 16);
 }
 
-inline Vector<float> narrow(Vector<float> x, float) { return x; }
-inline Vector<double> narrow(Vector<double> x, double) { return x; }
-inline U16 narrow(Vector<float> x, BFloat16) {
+INLINE Vector<float> narrow(Vector<float> x, float) { return x; }
+INLINE Vector<double> narrow(Vector<double> x, double) { return x; }
+INLINE U16 narrow(Vector<float> x, BFloat16) {
   const U32 bits = (U32)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   return __builtin_convertvector(x == x ? rounded : U32{} + 0x7fc0, U16);
 }
-inline U16 narrow(Vector<float> x, Half) {
+INLINE U16 narrow(Vector<float> x, Half) {
   const U32 bits = (U32)x, magnitude = bits & 0x7fffffff;
   // Adding a power of two rounds off the bits that a half has no room for.
   const Vector<float> value = (Vector<float>)magnitude * 0x1p112f * 0x1p-110f;
@@ -57,56 +66,66 @@ inline U16 narrow(Vector<float> x, Half) {
 template <typename T>
 using Stored = decltype(narrow(Vector<typename Wide<T>::type>{}, T{}));
 
+// The first `count` values; the others are 0.
 template <typename T, typename Count>
-inline Vector<typename Wide<T>::type> load(const T* p, Count count) {
+INLINE Vector<typename Wide<T>::type> load(const T* p, Count count) {
   Stored<T> x{};
+#ifdef __AVX512BW__
+  if (!is_all(count)) {
+    const __m512i bytes = _mm512_maskz_loadu_epi8(~0ull >> (64 - count * sizeof(T)), p);
+    __builtin_memcpy(&x, &bytes, sizeof(x));
+    return widen(x, T{});
+  }
+#endif
   __builtin_memcpy(&x, p, count * sizeof(T));
   return widen(x, T{});
 }
 
 template <typename T, typename Count>
-inline void store(T* p, Vector<typename Wide<T>::type> x, Count count) {
+INLINE void store(T* p, Vector<typename Wide<T>::type> x, Count count) {
   const Stored<T> narrowed = narrow(x, T{});
+#ifdef __AVX512BW__
+  if (!is_all(count)) {
+    __m512i bytes{};
+    __builtin_memcpy(&bytes, &narrowed, sizeof(narrowed));
+    _mm512_mask_storeu_epi8(p, ~0ull >> (64 - count * sizeof(T)), bytes);
+    return;
+  }
+#endif
   __builtin_memcpy(p, &narrowed, count * sizeof(T));
 }
 
 template <typename V>
-inline V greater(V a, V b) { return a > b ? a : b; }
-
-// exp(r) for |r| <= ln(2) / 2 by its series.
-template <int terms, typename V>
-inline V exp_series(V r) {
-  V y = V{} + 1;
-#pragma GCC unroll 16
-  for (int k = terms; k > 0; k--) y = y * r * (typename std::decay<decltype(r[0])>::type)(1.0 / k) + 1;
-  return y;
-}
-
-inline Vector<float> exp(Vector<float> x) {
-  using V = Vector<float>;
-  x = x > 88.f ? V{} + 88.f : x < -87.f ? V{} - 87.f : x;
-  const V shifted = x * 1.44269504f + 0x1.8p23f;  // the nearest integer, in the low bits
-  const V n = shifted - 0x1.8p23f, r = x - n * 0.693145752f - n * 1.42860677e-6f;
-  V y = V{} + 1.f / 720;
-  y = y * r + 1.f / 120;
-  y = y * r + 1.f / 24;
-  y = y * r + 1.f / 6;
-  y = y * r + 0.5f;
-  y = y * r + 1.f;
-  y = y * r + 1.f;
-  return (V)((I32)y + ((I32)shifted << 23));
-}
-
-inline Vector<double> exp(Vector<double> x) {
-  using V = Vector<double>;
-  x = x > 709. ? V{} + 709. : x < -708. ? V{} - 708. : x;
-  const V shifted = x * 1.4426950408889634 + 0x1.8p52, n = shifted - 0x1.8p52;
-  const V r = x - n * 0.693147180369123816490 - n * 1.90821492927058770002e-10;
-  return (V)((I64)exp_series<13>(r) + ((I64)shifted << 52));
-}
+INLINE V greater(V a, V b) { return a > b ? a : b; }
 
 template <typename V>
-inline V sigmoid(V x) { return 1 / (1 + exp(-x)); }
+INLINE V clamp(V x, V low, V high) {
+  x = x > low ? x : low;
+  return x < high ? x : high;
+}
+
+// 2^t. Adding `round` leaves the nearest integer in the low bits, of which t keeps r, |r| <= 1/2.
+INLINE Vector<float> exp2(Vector<float> t) {
+  const Vector<float> round = Vector<float>{} + 0x1.8p23f;
+  t = clamp(t, Vector<float>{} - 126, Vector<float>{} + 126);
+  const Vector<float> whole = t + round, r = t - (whole - round);
+  // Minimax polynomial: relative error 9e-8.
+  Vector<float> y = r * 1.3264727e-3f + 9.671513e-3f;
+  y = y * r + 5.5507336e-2f;
+  y = y * r + 2.4022242e-1f;
+  y = y * r + 6.93147e-1f;
+  return (Vector<float>)((I32)(y * r + 1) + ((I32)whole << 23));
+}
+
+INLINE Vector<double> exp2(Vector<double> t) {
+  const Vector<double> round = Vector<double>{} + 0x1.8p52;
+  t = clamp(t, Vector<double>{} - 1022, Vector<double>{} + 1022);
+  const Vector<double> whole = t + round, r = (t - (whole - round)) * 0.69314718055994530942;
+  Vector<double> y = Vector<double>{} + 1;
+#pragma GCC unroll 13
+  for (int k = 13; k > 0; k--) y = y * r * (1. / k) + 1;  // the series of exp(r)
+  return (Vector<double>)((I64)y + ((I64)whole << 52));
+}
 
 // A row of vectors: consecutive values of one plane, or of channels_last LANES planes side by side.
 template <typename T, bool last>
@@ -143,26 +162,22 @@ struct Strip {
 
   // f(which of 4 consecutive vectors, its offset, how many of its values count)
   template <typename F>
-  void each(F f) const {
+  INLINE void each(F f) const {
     const int64_t stride = last ? pass.channels : lanes, vectors = last ? length : length / lanes;
     if (!last || width == lanes) {
-      four(vectors, stride, All<A>{}, f);
-    } else {
-      four(vectors, stride, width, f);
+      int64_t at = begin, k = 0;
+      for (; k + 4 <= vectors; k += 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++, at += stride) f(i, at, All<A>{});
+      }
+#pragma GCC unroll 1
+      for (; k < vectors; k++, at += stride) f(0, at, All<A>{});
     }
-    if (!last && length % lanes) f(0, begin + vectors * stride, length % lanes);
-  }
-
-  template <typename Count, typename F>
-  void four(int64_t vectors, int64_t stride, Count count, F f) const {
-    int64_t at = begin, k = 0;
-    for (; k + 4 <= vectors; k += 4, at += 4 * stride) {
-      f(0, at, count);
-      f(1, at + stride, count);
-      f(2, at + 2 * stride, count);
-      f(3, at + 3 * stride, count);
-    }
-    for (; k < vectors; k++, at += stride) f(0, at, count);
+    const int64_t rest = last ? width % lanes : length % lanes;
+    const int64_t start = last ? 0 : vectors;
+    if (rest == 0) return;
+#pragma GCC unroll 1
+    for (int64_t k = start; k < start + (last ? length : 1); k++) f(0, begin + k * stride, rest);
   }
 
   // The strip in blocks.
@@ -207,30 +222,33 @@ void over_strips(const Pass<T>& pass, int64_t first, int64_t count, int64_t step
   }
 }
 
-// The mean of a block first, then sums of differences from it, which lose no digits to an offset.
+// Sums of differences from the mean of what came before, for the first block from its own: sums of
+// x and x * x would lose the variance of an offset input.
 template <typename T>
 void moments(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
   over_strips(pass, first, count, step, [&](auto strip) {
     using S = decltype(strip);
     using V = typename S::V;
     constexpr int64_t lanes = S::lanes;
-    const bool last = pass.channels_last;
     double done = 0;
     strip.blocks([&](auto part) {
-      V sum[4] = {};
-      part.each([&](int k, int64_t at, auto count) { sum[k] += load(pass.x + at, count); });
-      V shift = sum[0] + sum[1] + sum[2] + sum[3];
       const double values = part.length;
-      if (last) {
-        shift *= (typename S::A)(1 / values);
+      V shift{};
+      if (!done) {
+        V sum[4] = {};
+        part.each([&](int k, int64_t at, auto count) INLINE_LAMBDA {
+          sum[k] += load(pass.x + at, count);
+        });
+        sum[0] += sum[1] + sum[2] + sum[3];
+        for (int64_t i = 0; i < strip.results(); i++) shift[i] = S::result(sum[0], i) / values;
       } else {
-        shift = V{} + (typename S::A)(S::result(shift, 0) / values);
+        for (int64_t i = 0; i < strip.results(); i++) shift[i] = strip.sums(MOMENTS, i)[0];
       }
-      V square[4] = {};
-      for (V& s : sum) s = V{};
-      part.each([&](int k, int64_t at, auto count) {
+      if (strip.results() == 1) shift = V{} + shift[0];
+      V sum[4] = {}, square[4] = {};
+      part.each([&](int k, int64_t at, auto count) INLINE_LAMBDA {
         V d = load(pass.x + at, count) - shift;
-        if (count < lanes) {
+        if (!is_all(count)) {
           for (int64_t i = count; i < lanes; i++) d[i] = 0;
         }
         sum[k] += d;
@@ -260,7 +278,7 @@ void sum_up(const Pass<T>& pass, const S& strip, F f) {
   }
   strip.blocks([&](auto part) {
     typename S::V sum[number] = {};
-    part.each([&](int, int64_t at, auto count) {
+    part.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
       f(load(pass.x + at, count), load(pass.dy + at, count), sum);
     });
     for (int64_t i = 0; i < strip.results(); i++) {
@@ -279,11 +297,11 @@ inline V saturated(V y) {
 template <typename T>
 void sample_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
   over_strips(pass, first, count, step, [&](auto strip) {
-    const auto v = strip.coefficient(Sample::V), a = strip.coefficient(Sample::A),
+    const auto rate = strip.coefficient(Sample::RATE), a = strip.coefficient(Sample::A),
                b = strip.coefficient(Sample::B);
-    strip.each([&](int, int64_t at, auto count) {
+    strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count);
-      store(pass.out + at, saturated<T>(x * sigmoid(v * x) * a + b), count);
+      store(pass.out + at, saturated<T>(x * a / (1 + exp2(rate * x)) + b), count);
     });
   });
 }
@@ -291,26 +309,28 @@ void sample_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t s
 template <typename T>
 void sample_sums(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
   over_strips(pass, first, count, step, [&](auto strip) {
-    const auto v = strip.coefficient(Sample::V);
-    sum_up<Sample::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) {
-      const auto s = sigmoid(v * x), by_scale = dy * x * s;
+    const auto rate = strip.coefficient(Sample::RATE);
+    sum_up<Sample::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
+      const auto e = exp2(rate * x), s = 1 / (1 + e), by_scale = dy * x * s;
       sum[Sample::BY_SCALE] += by_scale;
       sum[Sample::BY_BIAS] += dy;
-      sum[Sample::BY_V] += by_scale * x * (1 - s);
+      sum[Sample::BY_V] += by_scale * x * (e * s);
     });
   });
 }
 
+template <typename T> constexpr typename Wide<T>::type LN2 = 0.693147180559945309417;
+
 template <typename T>
 void sample_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
   over_strips(pass, first, count, step, [&](auto strip) {
-    const auto v = strip.coefficient(Sample::V), a = strip.coefficient(Sample::A),
+    const auto rate = strip.coefficient(Sample::RATE), a = strip.coefficient(Sample::A),
                centre = strip.coefficient(Sample::CENTRE), p = strip.coefficient(Sample::P),
                q = strip.coefficient(Sample::Q);
-    strip.each([&](int, int64_t at, auto count) {
+    strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
-      const auto z = v * x, s = sigmoid(z);
-      store(pass.out + at, dy * a * s * (1 + z * (1 - s)) + (p * (x - centre) + q), count);
+      const auto t = rate * x, e = exp2(t), s = 1 / (1 + e);
+      store(pass.out + at, dy * a * s * (1 - t * LN2<T> * (e * s)) + (p * (x - centre) + q), count);
     });
   });
 }
@@ -321,7 +341,7 @@ void batch_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t st
     const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
                floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
                b = strip.coefficient(Batch::B);
-    strip.each([&](int, int64_t at, auto count) {
+    strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count);
       store(pass.out + at, saturated<T>(x * a / greater(floor, slope * x + rise) + b), count);
     });
@@ -333,7 +353,7 @@ void batch_sums(const Pass<T>& pass, int64_t first, int64_t count, int64_t step)
   over_strips(pass, first, count, step, [&](auto strip) {
     const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
                floor = strip.coefficient(Batch::FLOOR);
-    sum_up<Batch::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) {
+    sum_up<Batch::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
       const decltype(x) line = slope * x + rise, r = 1 / greater(floor, line);
       const decltype(x) by_scale = dy * x * r, e = by_scale * r;
       const decltype(x) by_line = line > floor ? e : decltype(x){};
@@ -353,7 +373,7 @@ void batch_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t s
                floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
                centre = strip.coefficient(Batch::CENTRE), p = strip.coefficient(Batch::P),
                q = strip.coefficient(Batch::Q);
-    strip.each([&](int, int64_t at, auto count) {
+    strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
       const decltype(x) line = slope * x + rise, r = 1 / greater(floor, line);
       const decltype(x) by_line = line > floor ? x * r * slope : decltype(x){};

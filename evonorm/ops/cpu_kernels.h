@@ -35,11 +35,11 @@ using Kernel = void (*)(const Pass<T>&, int64_t first, int64_t count, int64_t st
 // Of x: its mean and the sum of its squared differences from the mean.
 constexpr int MOMENTS = 2;
 
-// y = x * sigmoid(v * x) * a + b
+// y = x * sigmoid(v * x) * a + b, with sigmoid(v * x) = 1 / (1 + 2^(rate * x))
 struct Sample {
   // Sums, with num = x * sigmoid(v * x), of dy * num, dy, dy * (d num / d v).
   enum { BY_SCALE, BY_BIAS, BY_V, SUMS };
-  enum { V, A, B, FORWARD, CENTRE = B, P, Q, BACKWARD };
+  enum { RATE, A, B, FORWARD, CENTRE = B, P, Q, BACKWARD };
 };
 
 // y = x * a / den + b, den = max(floor, slope * x + rise)
