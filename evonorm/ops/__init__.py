@@ -61,8 +61,10 @@ def _(
     *rest: Any,
 ) -> tuple[Tensor, ...]:
     dx = torch.empty_like(x, memory_format=reference._memory_format(x))
-    none = x.new_empty(0, dtype=torch.float32)
-    grads = [none if p is None else p.new_empty(p.shape) for p in (v, var, weight, bias)]
+    grads = (
+        x.new_empty(0, dtype=torch.float32) if p is None else p.new_empty(p.shape)
+        for p in (v, var, weight, bias)
+    )
     return (dx, *grads)
 
 

@@ -4,7 +4,7 @@
 #include "cpu_kernels.h"
 
 #include <type_traits>
-#ifdef __AVX512BW__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -35,9 +35,15 @@ template <int64_t lanes> constexpr bool is_all(std::integral_constant<int64_t, l
 INLINE Vector<float> widen(Vector<float> x, float) { return x; }
 INLINE Vector<double> widen(Vector<double> x, double) { return x; }
 INLINE Vector<float> widen(U16 x, BFloat16) {
+#ifdef __AVX512F__  // here and below, where the compiler does not find the one instruction
+  return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#endif
   return (Vector<float>)(__builtin_convertvector(x, U32) << 16);
 }
 INLINE Vector<float> widen(U16 x, Half) {
+#ifdef __AVX512F__
+  return _mm512_cvtph_ps((__m256i)x);
+#endif
   const U32 bits = __builtin_convertvector(x, U32), magnitude = bits & 0x7fff;
   // Moved by the difference of the exponents' biases, which is right for subnormals too.
   const Vector<float> value = (Vector<float>)(magnitude << 13) * 0x1p112f;
@@ -48,10 +54,14 @@ INLINE Vector<float> widen(U16 x, Half) {
 INLINE Vector<float> narrow(Vector<float> x, float) { return x; }
 INLINE Vector<double> narrow(Vector<double> x, double) { return x; }
 INLINE U16 narrow(Vector<float> x, BFloat16) {
-  const U32 bits = (U32)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return __builtin_convertvector(x == x ? rounded : U32{} + 0x7fc0, U16);
+  // A NaN stays one: those that arithmetic makes, or that a BFloat16 can hold, don't overflow.
+  const U32 bits = (U32)x;
+  return __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, U16);
 }
 INLINE U16 narrow(Vector<float> x, Half) {
+#ifdef __AVX512F__
+  return (U16)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#endif
   const U32 bits = (U32)x, magnitude = bits & 0x7fffffff;
   // Adding a power of two rounds off the bits that a half has no room for.
   const Vector<float> value = (Vector<float>)magnitude * 0x1p112f * 0x1p-110f;
@@ -95,13 +105,19 @@ INLINE void store(T* p, Vector<typename Wide<T>::type> x, Count count) {
   __builtin_memcpy(p, &narrowed, count * sizeof(T));
 }
 
+// The other way round, NaN would be lost: b it is where either is NaN.
 template <typename V>
 INLINE V greater(V a, V b) { return a > b ? a : b; }
+template <typename V>
+INLINE V lesser(V a, V b) { return a < b ? a : b; }
+#ifdef __AVX512F__
+INLINE Vector<float> greater(Vector<float> a, Vector<float> b) { return _mm512_max_ps(a, b); }
+INLINE Vector<float> lesser(Vector<float> a, Vector<float> b) { return _mm512_min_ps(a, b); }
+#endif
 
 template <typename V>
 INLINE V clamp(V x, V low, V high) {
-  x = x > low ? x : low;
-  return x < high ? x : high;
+  return lesser(high, greater(low, x));
 }
 
 // 2^t. Adding `round` leaves the nearest integer in the low bits, of which t keeps r, |r| <= 1/2.
@@ -291,7 +307,7 @@ void sum_up(const Pass<T>& pass, const S& strip, F f) {
 template <typename T, typename V>
 inline V saturated(V y) {
   if (!std::is_same<T, Half>::value) return y;
-  return y > 65504 ? V{} + 65504 : y < -65504 ? V{} - 65504 : y;
+  return clamp(y, V{} - 65504, V{} + 65504);
 }
 
 template <typename T>

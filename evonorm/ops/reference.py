@@ -114,12 +114,15 @@ def backward(
     if batch_mean is not None:
         count = max(n * h * w, 1)
         dx = dx + (2 / count * dvar.sum(0))[:, None, None] * (x_ - batch_mean[:, None, None])
+    of_samples = (dv, dvar, (dy_ * num / den).sum((2, 3)), dy_.sum((2, 3)))
+    parameters = (v, var, weight, bias)
     return (
         dx.to(x.dtype).contiguous(memory_format=_memory_format(x)),
-        _gradient(v, dv),
-        _gradient(var, dvar),
-        _gradient(weight, (dy_ * num / den).sum((2, 3))),
-        _gradient(bias, dy_.sum((2, 3))),
+        *(
+            # As PyTorch has no optional outputs.
+            x.new_empty(0, dtype=torch.float32) if p is None else _gradient(p, d)
+            for p, d in zip(parameters, of_samples)
+        ),
     )
 
 
@@ -165,8 +168,10 @@ def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, mean square and variance; 0 of no values."""
     count = max(x.numel() // max(x.sum(dims).numel(), 1), 1)
     mean = x.sum(dims, keepdim=True) / count
-    variance = (x - mean).square().sum(dims) / count
-    mean = mean.reshape(variance.shape)
+    centred = x - mean
+    rest = centred.sum(dims) / count  # what rounding took from the mean of an offset input
+    variance = centred.square().sum(dims) / count - rest.square()
+    mean = mean.reshape(variance.shape) + rest
     return mean, variance + mean.square(), variance
 
 
@@ -186,10 +191,8 @@ def _wide(parameter: Optional[Tensor]) -> Optional[Tensor]:
     return None if parameter is None else widen(parameter)
 
 
-def _gradient(parameter: Optional[Tensor], of_samples: Optional[Tensor]) -> Tensor:
+def _gradient(parameter: Tensor, of_samples: Tensor) -> Tensor:
     """A gradient (N, C) as one of a parameter (C,) or (N, C)."""
-    if parameter is None:
-        return of_samples.new_empty(0) if of_samples is not None else torch.empty(0)
     return (of_samples if parameter.dim() == 2 else of_samples.sum(0)).to(parameter.dtype)
 
 
