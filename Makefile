@@ -26,9 +26,10 @@ test: $(STAMPS)/test
 lint: $(STAMPS)/lint
 	@echo "lint: passed"
 
-$(STAMPS)/setup: setup.py constraints.txt tools/install_detectron2.py
+$(STAMPS)/setup: setup.py constraints.txt tools/install_detectron2.py $(wildcard evonorm/ops/*.cpp)
 	python3 -m venv .venv
-	$(PYTHON) -m pip install --quiet -c constraints.txt -e ".[detection,dev]"
+	$(PYTHON) -m pip install --quiet -c constraints.txt torch setuptools wheel
+	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[detection,dev]"
 	PIP_CONSTRAINT=constraints.txt $(PYTHON) tools/install_detectron2.py
 	@mkdir -p $(STAMPS) && touch $@
 

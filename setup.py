@@ -1,4 +1,87 @@
-from setuptools import find_packages, setup
+"""Installs the packages and, where torch and a C++ compiler are there, builds the CPU kernels.
+
+pip builds in an environment without torch, so `pip install --no-build-isolation` is what builds
+them; without them `evonorm` works too, slower.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+OPS = Path("evonorm") / "ops"
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+INSTRUCTION_SETS = {"baseline": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    INSTRUCTION_SETS["avx2"] = AVX2
+    INSTRUCTION_SETS["avx512"] = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
+
+
+class BuildKernels(build_ext):
+    """Compiles the loops once per instruction set, as one library that chooses when it is loaded.
+
+    Whatever goes wrong, the installation goes on without them.
+    """
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            self.extensions = []  # or an editable install would look for the file
+            print(
+                f"\nnote: evonorm's CPU kernels were not built, so it will run slower: {error}\n",
+                file=sys.stderr,
+            )
+
+    def build_extension(self, ext: Extension) -> None:
+        def compile_for(name: str, flags: list[str]) -> list[str]:
+            return self.compiler.compile(
+                [str(OPS / "cpu_kernels.cpp")],
+                output_dir=str(Path(self.build_temp) / name),
+                macros=[("INSTRUCTION_SET", name)],
+                extra_postargs=["-O3", "-std=c++17", "-Wno-psabi", "-fvisibility=hidden", *flags],
+                depends=ext.depends,
+            )
+
+        with ThreadPoolExecutor(2) as pool:
+            objects = pool.map(compile_for, INSTRUCTION_SETS, INSTRUCTION_SETS.values())
+            ext.extra_objects += [file for files in objects for file in files]
+        super().build_extension(ext)
+
+
+def extensions() -> list[Extension]:
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        print(
+            "note: evonorm's CPU kernels are not built, as torch is not there to build with; for "
+            "them, `pip install torch setuptools`, then `pip install --no-build-isolation .`",
+            file=sys.stderr,
+        )
+        return []
+    return [
+        Extension(
+            "evonorm.ops._cpu",
+            [str(OPS / "cpu.cpp")],
+            depends=[str(OPS / "cpu_kernels.h")],
+            include_dirs=cpp_extension.include_paths(),
+            library_dirs=cpp_extension.library_paths(),
+            libraries=["c10", "torch_cpu"],
+            define_macros=[
+                ("_GLIBCXX_USE_CXX11_ABI", str(int(torch.compiled_with_cxx11_abi()))),
+                *([("EVONORM_X86", "1")] if "avx512" in INSTRUCTION_SETS else []),
+            ],
+            # Compiled with OpenMP, but linked without: torch brings its own, and its threads.
+            extra_compile_args=["-O2", "-std=c++20", "-fopenmp", "-fvisibility=hidden"],
+        )
+    ]
+
 
 setup(
     name="evonorm-detection-gan",
@@ -9,7 +92,10 @@ setup(
     packages=find_packages(include=["evonorm*"]),
     # The folder itself goes on the path of an editable install, so new packages are found at once.
     package_dir={"": "."},
-    install_requires=["torch>=2.1"],
+    package_data={"evonorm.ops": ["*.cpp", "*.h"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildKernels},
+    install_requires=["torch>=2.4"],
     extras_require={
         # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.
         "detection": [

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
+from . import ops
 from .candidates import CANDIDATES_B, CANDIDATES_S
 from .registry import register_norm_act
-from .statistics import batch_moments, widen
+from .statistics import batch_moments, synchronized, widen
 
 
 class NormAct(nn.Module):
@@ -144,6 +145,7 @@ class EvoNorm(NormAct):
     ) -> None:
         super().__init__(num_features, activation, **options)
         self.formula = formula
+        self.kind = KINDS.get(formula, "")
         self.statistic = statistic if activation else ""
         self.batch_dependent = bool(self.statistic)
         factory = {k: options.get(k) for k in ("device", "dtype")}
@@ -175,6 +177,8 @@ class EvoNorm(NormAct):
             return F.affine(x, weight, bias).to(x.dtype)
         var = self.running_var
         if not torch.jit.is_scripting():
+            if self.kind and not (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()):
+                return self._operator(x, weight, bias)
             if self.training and self.batch_dependent:
                 var = self._batch_statistic(x)
             return keep_inputs_only(self.evaluate, x, self.v, var, weight, bias)
@@ -197,6 +201,19 @@ class EvoNorm(NormAct):
         if x.dtype == torch.float16:  # a large constant over sqrt(eps) would be infinite
             y = y.clamp(-65504, 65504)
         return y.to(x.dtype)
+
+    @torch.jit.unused
+    def _operator(self, x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
+        var, own = self.running_var, False
+        if self.training and self.batch_dependent:
+            own = not synchronized(self.sync)
+            var = None if own else self._batch_statistic(x)
+        y, _, batch = torch.ops.evonorm.forward(
+            x, self.v, var, weight, bias, self.num_groups, self.eps, self.kind
+        )
+        if own and x.numel():
+            track(self.running_var, batch[1], batch.new_ones(()), self.momentum)
+        return y
 
     @torch.jit.unused
     def _batch_statistic(self, x: Tensor) -> Tensor:
@@ -296,6 +313,8 @@ def _check(option: str, value: Any, possible: bool) -> None:
 
 
 _VAR = {"statistic": "var"}
+# The formulas that torch.ops.evonorm has, under its names.
+KINDS = {getattr(F, f"evonorm_{kind.lower()}"): kind for kind in ops.reference.KINDS}
 # Tables 2 and 3 of the paper: what each layer is made of.
 EVONORMS: dict[str, dict[str, Any]] = {
     "EvoNormB0": {"formula": F.evonorm_b0, "v": 1.0, **_VAR},

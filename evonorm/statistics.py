@@ -15,6 +15,11 @@ def widen(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def synchronized(sync: bool) -> bool:
+    """Whether there are other ranks to synchronize statistics with."""
+    return sync and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def batch_moments(x: Tensor, sync: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance per channel of a batch (N, C, H, W), differentiable.
 
@@ -25,7 +30,7 @@ def batch_moments(x: Tensor, sync: bool = False) -> tuple[Tensor, Tensor, Tensor
         mean (C,), variance (C,), number of values per channel (): float32, float64 for float64 x.
         An empty batch has mean and variance 0.
     """
-    return _BatchMoments.apply(x, sync and dist.is_initialized() and dist.get_world_size() > 1)
+    return _BatchMoments.apply(x, synchronized(sync))
 
 
 class _BatchMoments(torch.autograd.Function):

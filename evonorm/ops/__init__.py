@@ -1,0 +1,138 @@
+"""The EvoNorms as operators, `torch.ops.evonorm.forward` and its backward pass.
+
+:mod:`.reference` says what they compute and is what runs where a device has no kernel of its own.
+`cpu.cpp` holds the kernels for the CPU, which setup.py builds where there is a compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+_PARAMETERS = "Tensor? v, Tensor? var, Tensor? weight, Tensor? bias"
+_OPTIONS = "int groups, float eps, str kind"
+_LIBRARY = torch.library.Library("evonorm", "DEF")
+_LIBRARY.define(f"forward(Tensor x, {_PARAMETERS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"backward(Tensor dy, Tensor x, {_PARAMETERS}, Tensor stats, Tensor batch_stats, {_OPTIONS})"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_LIBRARY.impl("forward", reference.forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("backward", reference.backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("evonorm::forward")
+def _(
+    x: Tensor,
+    v: Optional[Tensor],
+    var: Optional[Tensor],
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    groups: int,
+    eps: float,
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, c = x.shape[:2]
+    statistic = torch.promote_types(x.dtype, torch.float32)
+    return (
+        torch.empty_like(x, memory_format=reference._memory_format(x)),
+        x.new_empty((2, n, c if kind[0] == "B" else groups), dtype=statistic),
+        x.new_empty((2, c if kind[0] == "B" and var is None else 0), dtype=statistic),
+    )
+
+
+@torch.library.register_fake("evonorm::backward")
+def _(
+    dy: Tensor,
+    x: Tensor,
+    v: Optional[Tensor],
+    var: Optional[Tensor],
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    *rest: Any,
+) -> tuple[Tensor, ...]:
+    dx = torch.empty_like(x, memory_format=reference._memory_format(x))
+    grads = (
+        x.new_empty(0, dtype=torch.float32) if p is None else p.new_empty(p.shape)
+        for p in (v, var, weight, bias)
+    )
+    return (dx, *grads)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.groups, ctx.eps, ctx.kind = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _differentiate(ctx: Any, dy: Optional[Tensor], *_: None) -> tuple[Optional[Tensor], ...]:
+    if dy is None:
+        return (None,) * 8
+    *tensors, stats, batch_stats = ctx.saved_tensors
+    options = (ctx.groups, ctx.eps, ctx.kind)
+    needs = ctx.needs_input_grad[:5]
+    if torch.is_grad_enabled():  # for a second derivative
+        # Aliases, as an input may depend on another one (the batch variance on x).
+        tensors = [None if t is None else t.view_as(t) for t in tensors]
+        wanted = [t for t, need in zip(tensors, needs) if need]
+        y = reference.formula(*tensors, *options)
+        found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))
+        grads = [next(found) if need else None for need in needs]
+    else:
+        grads = torch.ops.evonorm.backward(dy, *tensors, stats, batch_stats, *options)
+        grads = [grad if need else None for grad, need in zip(grads, needs)]
+    return (*grads, None, None, None)
+
+
+torch.library.register_autograd("evonorm::forward", _differentiate, setup_context=_save)
+
+
+def _load() -> bool:
+    """Load the kernels for the CPU that setup.py built, unless EVONORM_REFERENCE=1 is set."""
+    if os.environ.get("EVONORM_REFERENCE") == "1":
+        return False
+    for file in Path(__file__).parent.glob("_cpu.*"):
+        try:
+            torch.ops.load_library(file)
+            return True
+        except OSError as error:
+            warnings.warn(
+                f"evonorm's CPU kernels don't load with torch {torch.__version__}, so the slower "
+                f"reference runs; reinstall evonorm to rebuild them ({error})",
+                stacklevel=2,
+            )
+    return False
+
+
+_NATIVE = _load()
+
+
+def backends() -> dict[str, str]:
+    """What runs the operators on which device."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {
+        "cpu": f"native, {capability}" if _NATIVE else "reference",
+        "cuda": "reference",
+    }
+
+
+@contextmanager
+def reference_only() -> Iterator[None]:
+    """Within it, the CPU runs the reference, for tests and benchmarks."""
+    library = torch.library.Library("evonorm", "IMPL")
+    for name in ("forward", "backward"):
+        library.impl(name, getattr(reference, name), "CPU", allow_override=True)
+    try:
+        yield
+    finally:
+        library._destroy()

@@ -1,0 +1,320 @@
+"""The fused operators, native and reference, against the formulas in float64."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from evonorm import build_norm_act, functional, ops
+from evonorm.ops.reference import KINDS
+
+forward = torch.ops.evonorm.forward
+backward = torch.ops.evonorm.backward
+NATIVE = ops.backends()["cpu"].startswith("native")
+BACKENDS = [
+    pytest.param(
+        contextlib.nullcontext,
+        id="native",
+        marks=pytest.mark.skipif(not NATIVE, reason="the CPU kernels were not built"),
+    ),
+    pytest.param(ops.reference_only, id="reference"),
+]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+EPS = 1e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def arguments(kind, shape, dtype=torch.float64, per_sample=False, own_var=True, seed=0):
+    """x, v, var, weight, bias, each requiring its gradient, or None."""
+    n, c = shape[:2]
+    affine = (n, c) if per_sample else (c,)
+    return [
+        None if t is None else t.to(dtype).requires_grad_()
+        for t in (
+            2 * random(*shape, seed=seed) + 0.5,
+            random(c, seed=seed + 1) if kind in ("B0", "S0") else None,
+            None if own_var or kind[0] == "S" else random(c, seed=seed + 2).abs() + 0.5,
+            random(*affine, seed=seed + 3),
+            random(*affine, seed=seed + 4),
+        )
+    ]
+
+
+def formula(kind, groups, x, v, var, weight, bias):
+    """evonorm.functional, with the batch's variance where none is given."""
+    v = torch.ones(()) if v is None else v[:, None, None]
+    if var is None:
+        var = x.var((0, 2, 3), unbiased=False)
+    y = getattr(functional, f"evonorm_{kind.lower()}")(x, v, var[:, None, None], groups, EPS)
+    return y * weight[..., None, None] + bias[..., None, None]
+
+
+SHAPES = [  # with groups: vectors and what is left over, one plane in pieces, many small ones
+    ((3, 8, 5, 7), 4),
+    ((2, 40, 3, 11), 8),
+    ((1, 4, 130, 129), 2),
+    ((2, 64, 4, 4), 1),
+    ((5, 33, 2, 1), 11),
+]
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@each_kind
+def test_against_the_formula(kind, dtype, backend):
+    """Output and gradients, in both layouts, with gamma and beta of channels and of samples."""
+    variants = itertools.product((False, True), repeat=3)
+    for (shape, groups), (last, per_sample, own_var) in itertools.product(SHAPES, variants):
+        inputs = arguments(kind, shape, dtype, per_sample, own_var)
+        exact = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
+        inputs[0] = inputs[0].detach()
+        if last:
+            inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
+        inputs[0].requires_grad_()
+        dy = random(*shape, seed=9, dtype=dtype)
+        expected = formula(kind, groups, *exact)
+        expected.backward(dy.double())
+        with backend():
+            y, _, _ = forward(*inputs, groups, EPS, kind)
+            y.backward(dy)
+        if last:
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            assert inputs[0].grad.is_contiguous(memory_format=torch.channels_last)
+        pairs = [(y, expected)] + [(a.grad, b.grad) for a, b in zip(inputs, exact) if a is not None]
+        for ours, theirs in pairs:
+            assert ours.dtype == dtype
+            # A sum of thousands loses some digits in float32; a result in 16 bits is rounded once.
+            ulps = 0.75 if dtype.itemsize == 2 else 60
+            bound = ulps * torch.finfo(dtype).eps * theirs.abs().max().item()
+            torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=bound)
+
+
+@each_backend
+@each_kind
+def test_single_values(kind, backend):
+    """On 1x1 maps, where deviations are 0 and gradients cancel."""
+    inputs = arguments(kind, (4, 16, 1, 1), torch.float32)
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
+    with backend():
+        forward(*inputs, 16, EPS, kind)[0].backward(random(4, 16, 1, 1, dtype=torch.float32))
+    formula(kind, 16, *exact).backward(random(4, 16, 1, 1, dtype=torch.float32).double())
+    for ours, theirs in zip(inputs, exact):
+        if ours is not None:
+            bound = 2e-4 * theirs.grad.abs().max().item()
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0, atol=bound)
+
+
+@each_backend
+@pytest.mark.parametrize("own_var", [True, False])
+@each_kind
+def test_gradcheck(kind, own_var, backend):
+    inputs = arguments(kind, (2, 4, 2, 3), own_var=own_var)
+    wanted = [t for t in inputs if t is not None]
+
+    def function(*given):
+        given = iter(given)
+        return forward(*(None if t is None else next(given) for t in inputs), 2, EPS, kind)[0]
+
+    with backend():
+        assert torch.autograd.gradcheck(function, wanted)
+        assert torch.autograd.gradgradcheck(function, wanted, fast_mode=True)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@each_kind
+def test_opcheck(kind, per_sample):
+    for own_var in (True, False):
+        inputs = arguments(kind, (2, 8, 3, 5), torch.float32, per_sample, own_var)
+        torch.library.opcheck(forward.default, (*inputs, 4, EPS, kind))
+        inputs = [None if t is None else t.detach() for t in inputs]
+        inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
+        y, *stats = forward(*inputs, 4, EPS, kind)
+        torch.library.opcheck(backward.default, (y, *inputs, *stats, 4, EPS, kind))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@each_kind
+def test_compile_and_export(kind, training, random_layer):
+    layers = [random_layer(f"EvoNorm{kind}", 8, num_groups=4).train(training) for _ in range(2)]
+    x = random(2, 8, 5, 3, dtype=torch.float32)
+    if not training:
+        program = torch.export.export(layers[0], (x,))
+        calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+        assert forward.default in calls
+        torch.testing.assert_close(program.module()(x), layers[0](x))
+    torch.compiler.reset()
+    compiled = torch.compile(layers[1], fullgraph=True, backend="aot_eager")
+    results = []
+    for layer in (layers[0], compiled):
+        a = x.clone().requires_grad_()
+        layer(a).square().sum().backward()
+        results.append(a.grad)
+    torch.testing.assert_close(*results)
+    for ours, theirs in zip(layers[1].parameters(), layers[0].parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    for ours, theirs in zip(layers[1].buffers(), layers[0].buffers()):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@each_kind
+def test_deterministic(kind, last):
+    """Bit for bit, however many threads there are: one group, one sample, and many groups."""
+    for shape, groups in (((1, 8, 150, 120), 1), ((4, 64, 20, 9), 32)):
+        results = []
+        for threads in (1, 2, 3, 3):
+            torch.set_num_threads(threads)
+            inputs = arguments(kind, shape, torch.float32)
+            x = inputs[0].detach()
+            inputs[0] = x.contiguous(memory_format=torch.channels_last) if last else x
+            inputs[0].requires_grad_()
+            y, stats, batch_stats = forward(*inputs, groups, EPS, kind)
+            y.sin().sum().backward()
+            grads = [t.grad for t in inputs if t is not None]
+            results.append([y, stats, batch_stats, *grads])
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@each_backend
+@pytest.mark.parametrize("offset", [0, 1e3, -1e4])
+def test_variance_of_an_offset_input(offset, backend):
+    check_variance((random(2, 8, 130, 140) + offset).float(), backend)
+
+
+@pytest.mark.skipif(not NATIVE, reason="the CPU kernels were not built")
+def test_variance_of_a_padded_offset_input():
+    """Where the first values, from which a running sum could start, are far from the mean."""
+    x = random(2, 8, 130, 140) + 1e3
+    x[:, :, 0] = 0
+    check_variance(x.float(), contextlib.nullcontext)
+
+
+def check_variance(x, backend):
+    exact = x.double()
+    for kind, groups in (("S0", 2), ("B0", 8)):
+        expected = exact.reshape(2, groups, -1).var(2, unbiased=False)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            with backend():
+                inputs = (x.contiguous(memory_format=layout), *4 * [None])
+                _, stats, batch = forward(*inputs, groups, 0.0, kind)
+            error = (stats[1].double().square() - expected) / expected
+            assert error.abs().max() < 1e-5
+            if kind == "B0":
+                expected_batch = exact.var((0, 2, 3), unbiased=False)
+                assert ((batch[1] - expected_batch) / expected_batch).abs().max() < 1e-5
+
+
+@each_backend
+@each_kind
+def test_empty(kind, backend):
+    with backend():
+        inputs = arguments(kind, (0, 8, 3, 2), torch.float32)
+        y, stats, batch_stats = forward(*inputs, 4, EPS, kind)
+        y.sum().backward()
+    assert y.shape == inputs[0].grad.shape == (0, 8, 3, 2)
+    assert torch.equal(batch_stats, torch.zeros_like(batch_stats))
+    assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in inputs[1:] if t is not None)
+
+
+@each_kind
+def test_saves_the_input_and_statistics(kind):
+    inputs = arguments(kind, (4, 64, 16, 16), torch.bfloat16)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        forward(*inputs, 32, EPS, kind)
+    large = [t for t in saved if t.numel() >= inputs[0].numel()]
+    assert [t.data_ptr() for t in large] == [inputs[0].data_ptr()]
+    groups = 32 if kind[0] == "S" else 64
+    assert sum(t.numel() for t in saved) - inputs[0].numel() <= 2 * 4 * groups + 2 * 64 + 4 * 64
+
+
+@pytest.mark.skipif(not NATIVE, reason="the CPU kernels were not built")
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"groups": 3}, "3 groups don't divide 8 channels"),
+        ({"kind": "S9"}, "kind should be one of"),
+        ({"weight": torch.ones(7)}, "weight should have the shape"),
+        ({"weight": torch.ones(5, 8)}, "weight should have the shape"),
+        ({"x": torch.ones(2, 8, 3)}, "x should be"),
+        ({"x": torch.ones(2, 8, 3, 3, dtype=torch.int32)}, "x should be floating-point"),
+    ],
+)
+def test_refuses(wrong, message):
+    right = {"x": torch.ones(2, 8, 3, 3), "v": None, "var": None, "weight": None, "bias": None}
+    with pytest.raises((RuntimeError, TypeError), match=message):
+        forward(**{**right, "groups": 4, "eps": EPS, "kind": "S0", **wrong})
+
+
+SCRIPT = """
+import sys, torch
+from evonorm import build_norm_act, ops
+from evonorm.ops import reference
+layer = build_norm_act("EvoNormS0", 16)
+x = torch.randn(2, 16, 9, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+y = layer(x)
+y.square().sum().backward()
+expected = reference.formula(x, layer.v, None, layer.weight, layer.bias, 16, 1e-5, "S0")
+assert torch.allclose(y, expected, atol=1e-5)
+print(ops.backends()["cpu"])
+"""
+
+
+@pytest.mark.parametrize(
+    "variable, value, printed",
+    [("EVONORM_REFERENCE", "1", "reference")]
+    + [("ATEN_CPU_CAPABILITY", name, f"native, {name}") for name in ("default", "avx2") if NATIVE],
+)
+def test_other_backends(variable, value, printed):
+    """A fresh process without the kernels, and with those for older machines."""
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, variable: value, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip().lower() == printed
+
+
+class Calls(TorchDispatchMode):
+    """The operators that are called, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@each_kind
+def test_layers_call_it_and_little_else(kind):
+    layer, x = build_norm_act(f"EvoNorm{kind}", 8), random(2, 8, 3, 3).float().requires_grad_()
+    with Calls() as calls:
+        layer(x)
+        layer.eval()(x)
+    assert calls.names.count("evonorm.forward.default") == 2
+    assert not {n.split(".")[1] for n in calls.names} & {"sigmoid", "maximum", "sqrt", "div"}
