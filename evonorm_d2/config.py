@@ -8,7 +8,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-
 # Importing them registers the components.
 from . import heads, paper  # noqa: F401
 from .norm import check_known, is_norm_act

@@ -139,7 +139,8 @@ class NormActSemSegFPNHead(SemSegFPNHead):
         self, input_shape: dict[str, ShapeSpec], *, norm: Any = None, **kwargs: Any
     ) -> None:
         norm = as_norm(norm)
-        super().__init__(input_shape, norm=norm, **kwargs)
+        # By name: the DictConfig of a LazyConfig, given first, would pass for a whole config.
+        super().__init__(input_shape=input_shape, norm=norm, **kwargs)
         for head in self.scale_heads:
             for layer in head:
                 if hasattr(layer, "norm"):

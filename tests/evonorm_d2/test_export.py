@@ -102,13 +102,14 @@ def test_parts(part, norm, trained, tiny_cfg):
     for how, output in outputs.items():
         assert len(flat(output)) == len(eager), how
         for a, b in zip(flat(output), eager):
-            torch.testing.assert_close(a, b, msg=lambda m, how=how: f"{how}: {m}")
+            close = {"rtol": 1e-4, "atol": 1e-5 * float(b.abs().max())}
+            torch.testing.assert_close(a, b, **close, msg=lambda m, how=how: f"{how}: {m}")
 
 
 DETECTORS = {
     "mask": ((), {}),
     "paper": (PAPER, {}),
-    "retinanet": ((), RETINANET),
+    "retinanet": (("TEST.DETECTIONS_PER_IMAGE", 100), RETINANET),
 }
 CASES = [(norm, d) for norm in NORMS for d in DETECTORS] + [("GN", "mask"), ("GN", "paper")]
 

@@ -80,13 +80,14 @@ def test_all_parts_are_swapped(name, norm):
     with torch.device("meta"):
         model = instantiate(resolve_lazy(model))
     blocks = 3 * 16 + 4 + 1  # convs, shortcuts and stem of an R-50
-    per_level = 5 if norm == "EvoNormB0" else 1
+    levels = 5 if norm == "EvoNormB0" else 1
+    # FPN, RPN, box head, mask head, and what else there is.
     wanted = {
-        "mask_rcnn_fpn": blocks + 8 + per_level + 4 + 5,
-        "mask_rcnn_c4": blocks + 1 + 1,
-        "retinanet": blocks + 6 + 8 * per_level,
-        "cascade_rcnn": blocks + 8 + per_level + 3 * 4 + 5,
-        "panoptic_fpn": blocks + 8 + per_level + 4 + 5 + 7,
+        "mask_rcnn_fpn": blocks + 8 + levels + 4 + 4,
+        "mask_rcnn_c4": blocks + 0 + 1 + 0 + 0,
+        "retinanet": blocks + 6 + 8 * levels,
+        "cascade_rcnn": blocks + 8 + levels + 3 * 4 + 4,
+        "panoptic_fpn": blocks + 8 + levels + 4 + 4 + 7,
     }[name]
     layers = [m for m in model.modules() if getattr(m, "norm_act", "")]
     assert len(layers) == wanted and {layer.norm_act for layer in layers} == {norm}
@@ -120,7 +121,7 @@ def test_options_reach_the_layers():
     model = resolve_lazy(set_norms(stock(), "EvoNormB0"), **options)
     with torch.device("meta"):
         layers = [m for m in instantiate(model).modules() if getattr(m, "norm_act", "")]
-    assert len(layers) == 53 + 8 + 5 + 4 + 5
+    assert len(layers) == 53 + 8 + 5 + 4 + 4
     for layer in layers:
         assert layer.num_groups == 8 and layer.eps == 1e-3
         assert layer.momentum == 0.25 and layer.sync
@@ -154,6 +155,14 @@ def test_only_some_norms():
         model = instantiate(resolve_lazy(model))
     layers = [n for n, m in model.named_modules() if getattr(m, "norm_act", "")]
     assert layers == ["proposal_generator.rpn_head.conv.norm"]
+
+
+def test_a_stock_norm_in_the_rpn_head_which_takes_none_in_detectron2():
+    model = stock()
+    model.proposal_generator.head.norm = "BN"
+    head = instantiate(resolve_lazy(model).proposal_generator.head)
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in head.modules()) == 5
+    assert isinstance(head.conv.activation, torch.nn.ReLU)
 
 
 def refused(model):

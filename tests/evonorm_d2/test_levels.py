@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
-from evonorm import build_norm_act, list_norm_acts
+from evonorm import build_norm_act, list_norm_acts, register_norm_act, registry
 from evonorm_d2.heads import NormActRetinaNetHead, NormActRPNHead
 
 BATCH_DEPENDENT = [n for n in list_norm_acts() if build_norm_act(n, 1).batch_dependent]
@@ -115,6 +115,28 @@ def test_a_state_dict_loads_back(head):
     with torch.no_grad():
         for a, b in zip(model.eval()(levels(1)), copy.eval()(levels(1))):
             assert all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def test_a_third_partys_layer_may_have_its_parameters_in_modules_of_its_own():
+    class Nested(torch.nn.Module):
+        batch_dependent, momentum = True, 0.1
+
+        def __init__(self, num_features, activation=True, **options):
+            super().__init__()
+            self.inner = torch.nn.BatchNorm2d(num_features)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    register_norm_act("Nested")(Nested)
+    try:
+        head = rpn_head("Nested").train()
+    finally:
+        del registry._FACTORIES["Nested"]
+    head(levels())
+    inner = [m for m in head.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(inner) == len(SIZES) and len({id(m.weight) for m in inner}) == 1
+    assert inner[2].running_var.mean() > 2 * inner[0].running_var.mean()
 
 
 def test_stock_batch_norm_in_the_rpn_has_statistics_per_level_as_well():

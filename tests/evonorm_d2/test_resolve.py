@@ -74,6 +74,13 @@ def test_components_of_other_detectors(path, norm_key, name_key, ours, stock_cfg
     assert changed(before, resolve(cfg)) == {f"MODEL.{name_key}": ours}
 
 
+@pytest.mark.parametrize("norm", ["BN", "GN", "FrozenBN"])
+def test_a_stock_norm_in_the_rpn_head_which_takes_none_in_detectron2(norm, stock_cfg):
+    cfg = stock_cfg(PANOPTIC, "MODEL.RPN.NORM", norm)
+    before = cfg.clone()
+    assert changed(before, resolve(cfg)) == {"MODEL.RPN.HEAD_NAME": "NormActRPNHead"}
+
+
 def test_a_second_call_changes_nothing(tiny_cfg):
     cfg = resolve(tiny_cfg("EvoNormS0"))
     before = cfg.dump()
