@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -17,10 +18,12 @@ _BACKBONES = {
     "build_resnet_fpn_backbone": "build_norm_act_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone": "build_norm_act_retinanet_resnet_fpn_backbone",
 }
-# NORM key: the key that names the component which reads it, and ours for each stock component.
+# A key: the key that names the component which reads it, and ours for each stock component.
 COMPONENTS = {
     "RESNETS.NORM": ("BACKBONE.NAME", _BACKBONES),
     "FPN.NORM": ("BACKBONE.NAME", _BACKBONES),
+    "FPN.PAD_TO": ("BACKBONE.NAME", _BACKBONES),
+    "EVONORM.ZERO_INIT_LAST": ("BACKBONE.NAME", _BACKBONES),
     "RPN.NORM": ("RPN.HEAD_NAME", {"StandardRPNHead": "NormActRPNHead"}),
     "ROI_BOX_HEAD.NORM": ("ROI_BOX_HEAD.NAME", {"FastRCNNConvFCHead": "NormActConvFCHead"}),
     "ROI_MASK_HEAD.NORM": (
@@ -30,6 +33,8 @@ COMPONENTS = {
     "SEM_SEG_HEAD.NORM": ("SEM_SEG_HEAD.NAME", {"SemSegFPNHead": "NormActSemSegFPNHead"}),
     "RETINANET.NORM": ("META_ARCHITECTURE", {"RetinaNet": "NormActRetinaNet"}),
 }
+# What Detectron2's own components would ignore, whatever the norm.
+_ONLY_OURS = ("RPN.NORM", "FPN.PAD_TO", "EVONORM.ZERO_INIT_LAST")
 _PAPER = {
     "BACKBONE.NAME": "build_paper_resnet_fpn_backbone",
     "RPN.HEAD_NAME": "PaperRPNHead",
@@ -72,18 +77,19 @@ def resolve(cfg: CfgNode) -> CfgNode:
     changes = {}
     for key, norm in _norm_keys(cfg.MODEL):
         check_known(f"MODEL.{key}", norm)
-        # The stock RPN head has a place for no norm at all, Detectron2's own included.
-        stock_rpn = key == "RPN.NORM" and cfg.MODEL.RPN.HEAD_NAME == "StandardRPNHead"
-        if is_norm_act(norm) or (norm and stock_rpn):
+        if is_norm_act(norm):
             changes |= _swap(cfg, key, norm)
+    for key in _ONLY_OURS if "EVONORM" in cfg.MODEL else ():
+        name_key, ours = COMPONENTS[key]
+        name = _get(cfg, name_key)
+        if _get(cfg, key) and name in ours:
+            changes[name_key] = ours[name]
     if is_norm_act(cfg.MODEL.RESNETS.NORM):
         _check_res5(cfg)
         _warn_if_random_is_frozen(cfg)
     frozen = cfg.is_frozen()
     cfg.defrost()
-    for name_key, ours in changes.items():
-        node, leaf = _locate(cfg, name_key)
-        node[leaf] = ours
+    cfg.merge_from_list([x for key, name in changes.items() for x in (f"MODEL.{key}", name)])
     if frozen:
         cfg.freeze()
     return cfg
@@ -101,8 +107,7 @@ def _swap(cfg: CfgNode, key: str, norm: str) -> dict[str, str]:
     if key not in COMPONENTS:
         raise ValueError(f"MODEL.{key} is {norm}, but no component of evonorm_d2 reads that key")
     name_key, ours = COMPONENTS[key]
-    node, leaf = _locate(cfg, name_key)
-    name = node[leaf]
+    name = _get(cfg, name_key)
     if name in ours:
         return {name_key: ours[name]}
     if name not in ours.values() and name != _PAPER.get(name_key):
@@ -130,9 +135,5 @@ def _warn_if_random_is_frozen(cfg: CfgNode) -> None:
         )
 
 
-def _locate(cfg: CfgNode, key: str) -> tuple[CfgNode, str]:
-    node = cfg.MODEL
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        node = node[parent]
-    return node, leaf
+def _get(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(CfgNode.__getitem__, key.split("."), cfg.MODEL)

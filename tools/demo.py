@@ -23,6 +23,7 @@ with warnings.catch_warnings():
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("output/demo")
 NORMS = ("EvoNormS0", "GN")
+FIGURES = [f"{task}/{ap}" for task in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")] + ["time"]
 
 
 def main() -> int:
@@ -61,9 +62,10 @@ def tool(name: str, *arguments: object) -> None:
 
 
 def last_values(run: Path) -> dict[str, float]:
-    """The last value of each of a run's metrics; time is seconds per iteration."""
+    """The last value of each of a run's figures; time is seconds per iteration."""
     lines = (run / "metrics.json").read_text().splitlines()
-    return {key: value for line in lines for key, value in json.loads(line).items()}
+    values = {key: value for line in lines for key, value in json.loads(line).items()}
+    return {key: values[key] for key in ["iteration", *FIGURES]}
 
 
 def write_result(results: dict[str, dict[str, float]]) -> None:

@@ -81,6 +81,17 @@ def test_a_stock_norm_in_the_rpn_head_which_takes_none_in_detectron2(norm, stock
     assert changed(before, resolve(cfg)) == {"MODEL.RPN.HEAD_NAME": "NormActRPNHead"}
 
 
+@pytest.mark.parametrize("key, value", [("FPN.PAD_TO", 128), ("EVONORM.ZERO_INIT_LAST", True)])
+def test_keys_that_detectron2_would_ignore_hold_for_stock_norms_too(key, value, stock_cfg):
+    cfg = stock_cfg("Base-RCNN-FPN.yaml", f"MODEL.{key}", value)
+    before = cfg.clone()
+    backbone = "build_norm_act_resnet_fpn_backbone"
+    assert changed(before, resolve(cfg)) == {"MODEL.BACKBONE.NAME": backbone}
+    cfg.MODEL.BACKBONE.NAME = "my_own_backbone"  # which may read them
+    before = cfg.clone()
+    assert not changed(before, resolve(cfg))
+
+
 def test_a_second_call_changes_nothing(tiny_cfg):
     cfg = resolve(tiny_cfg("EvoNormS0"))
     before = cfg.dump()

@@ -154,7 +154,7 @@ def resolve_backbone_only(cfg):
     return resolve(cfg)
 
 
-@pytest.mark.parametrize("norm", ["EvoNormS0", "EvoNormB0", "BN-ReLU"])
+@pytest.mark.parametrize("norm", ["EvoNormS0", "EvoNormB0", "BN-ReLU", "BN"])
 @pytest.mark.parametrize("zero", [False, True])
 def test_last_norm_of_a_block_starts_at_zero_on_request(norm, zero, tiny_cfg):
     cfg = tiny_cfg(norm, "MODEL.EVONORM.ZERO_INIT_LAST", zero)
@@ -203,13 +203,14 @@ def test_a_norm_act_of_ones_own(tiny_cfg, build, batch, train_step):
     assert len(affine) == 16 + 4 + 8
 
 
-def test_pad_to_pads_each_batch_to_squares(tiny_cfg, build):
+@pytest.mark.parametrize("norm", ["EvoNormS0", "BN"])
+def test_pad_to_pads_each_batch_to_squares(norm, tiny_cfg, build):
     images = [{"image": torch.zeros(3, 48, 80, dtype=torch.uint8)}]
     for pad_to, shape in ((0, (64, 96)), (128, (128, 128))):
-        model = build(tiny_cfg("EvoNormS0", "MODEL.FPN.PAD_TO", pad_to))
+        model = build(tiny_cfg(norm, "MODEL.FPN.PAD_TO", pad_to))
         assert model.preprocess_image(images).tensor.shape[-2:] == shape
     with pytest.raises(ValueError, match="^MODEL.FPN.PAD_TO is 100, not a multiple of 32$"):
-        build(tiny_cfg("EvoNormS0", "MODEL.FPN.PAD_TO", 100))
+        build(tiny_cfg(norm, "MODEL.FPN.PAD_TO", 100))
 
 
 @pytest.mark.parametrize(
