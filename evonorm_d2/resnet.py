@@ -56,6 +56,8 @@ class _NormActBlock:
             if conv is not None and isinstance(norm, Norm):
                 conv.norm = without_activation(norm, conv.out_channels)
         if zero_init_last:
+            if getattr(last.norm, "weight", None) is None:
+                raise ValueError("MODEL.EVONORM.ZERO_INIT_LAST: the norm has no weight to start at 0")
             nn.init.zeros_(last.norm.weight)
 
     def freeze(self) -> nn.Module:

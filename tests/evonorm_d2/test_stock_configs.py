@@ -168,6 +168,11 @@ def test_last_norm_of_a_block_starts_at_zero_on_request(norm, zero, tiny_cfg):
     assert len(last) == 16 and zeros == (last if zero else set())
 
 
+def test_no_norm_has_no_weight_to_start_at_zero(tiny_cfg, build):
+    with pytest.raises(ValueError, match="^MODEL.EVONORM.ZERO_INIT_LAST: the norm has no weight"):
+        build(tiny_cfg("", "MODEL.EVONORM.ZERO_INIT_LAST", True))
+
+
 def test_options_reach_the_layers(tiny_cfg, build):
     options = {"NUM_GROUPS": 4, "EPS": 1e-3, "MOMENTUM": 0.25, "SYNC": True}
     overrides = [x for k, v in options.items() for x in (f"MODEL.EVONORM.{k}", v)]
