@@ -44,7 +44,14 @@ class BuildKernels(build_ext):
                 [str(OPS / "cpu_kernels.cpp")],
                 output_dir=str(Path(self.build_temp) / name),
                 macros=[("INSTRUCTION_SET", name)],
-                extra_postargs=["-O3", "-std=c++17", "-Wno-psabi", "-fvisibility=hidden", *flags],
+                extra_postargs=[
+                    "-O3",
+                    "-std=c++17",
+                    "-Wno-psabi",
+                    "-Wno-maybe-uninitialized",
+                    "-fvisibility=hidden",
+                    *flags,
+                ],
                 depends=ext.depends,
             )
 

@@ -60,9 +60,18 @@ class Parameter {
   A otherwise_;
 };
 
-// The planes n * C + c whose statistics depend on each other.
+// Planes n * C + c whose statistics depend on each other: some channels of a sample, or all samples
+// of a channel.
 struct Unit {
-  int64_t first, count, step;
+  int64_t n, c, first, count, step;
+  bool of_channel;
+
+  template <typename F>
+  void each(F f) const {  // f(plane, its n, its c)
+    for (int64_t k = 0, plane = first; k < count; k++, plane += step) {
+      of_channel ? f(plane, n + k, c) : f(plane, n, c + k);
+    }
+  }
 };
 
 template <typename T>
@@ -89,10 +98,11 @@ struct Problem {
   const Tensor x;
   const int64_t batch, channels, plane, groups;  // a statistic of a B is one channel's
   const at::MemoryFormat format;
-  Tensor sums, coefficients;
+  Tensor sums, kept_coefficients;
+  A* coefficients;
   Pass<T> pass{};
 
-  Problem(const Tensor& given, Kind kind_, int64_t groups_, int number_of_sums, int coefficients_)
+  Problem(const Tensor& given, Kind kind_, int64_t groups_, int number_of_sums, int number)
       : kind(kind_),
         x(given),
         batch(x.size(0)),
@@ -112,12 +122,13 @@ struct Problem {
     const int64_t planes = batch * channels;
     sums = at::empty({planes * pass.pieces * number_of_sums}, at::kDouble);
     pass.sums = sums.template data_ptr<double>();
-    coefficients = at::empty({coefficients_, planes}, c10::CppTypeToScalarType<A>::value);
-    for (int k = 0; k < coefficients_; k++) pass.coefficients[k] = coefficient(k);
+    kept_coefficients = at::empty({number, planes}, c10::CppTypeToScalarType<A>::value);
+    coefficients = kept_coefficients.template data_ptr<A>();
+    for (int k = 0; k < number; k++) pass.coefficients[k] = coefficient(k);
     pass.x = data(x);
   }
 
-  A* coefficient(int k) { return coefficients.template data_ptr<A>() + k * batch * channels; }
+  A* coefficient(int k) { return coefficients + k * batch * channels; }
 
   // Of the B series: max(floor, v * x + s), max(floor, (x + 1) * s) or max(floor, s - x).
   void set_denominator(int64_t plane, A v, A s, A floor) {
@@ -139,11 +150,12 @@ struct Problem {
 
   // `whole`: a B takes the variance of the batch itself, which ties a channel's planes together.
   int64_t units(bool whole) const {
-    return !kind.batch ? batch * groups : whole ? channels : batch * channels;
+    return whole ? channels : batch * groups;
   }
   Unit unit(int64_t u, bool whole) const {
-    if (!kind.batch) return {u * (channels / groups), channels / groups, 1};
-    return whole ? Unit{u, batch, channels} : Unit{u, 1, 1};
+    if (whole) return {0, u, u, batch, channels, true};
+    const int64_t width = channels / groups;
+    return {u / groups, u % groups * width, u * width, width, 1, false};
   }
 
   // For each unit: prepare() sets what coefficients `reduce` takes, finish() what else `map` does.
@@ -189,34 +201,45 @@ struct Problem {
   }
 };
 
-// Number of values, mean and sum of squared differences from it, of parts put together.
 struct Moments {
-  double count = 0, mean = 0, squares = 0;
-
-  void add(double n, double part_mean, double part_squares) {
-    const double total = count + n, delta = part_mean - mean;
-    mean += delta * n / total;
-    squares += part_squares + delta * delta * count * n / total;
-    count = total;
-  }
-  double variance() const { return squares / count; }
+  double mean = 0, variance = 0;
 };
 
 template <typename T>
 Moments moments_of_plane(const Pass<T>& pass, int64_t plane) {
-  Moments result;
-  for (int64_t k = 0; k < pass.pieces; k++) {
-    const double* part = pass.sums + (plane * pass.pieces + k) * MOMENTS;
-    result.add(std::min(pass.piece, pass.plane - k * pass.piece), part[0], part[1]);
+  const double* part = pass.sums + plane * pass.pieces * MOMENTS;
+  double count = std::min(pass.piece, pass.plane), mean = part[0], squares = part[1];
+  for (int64_t k = 1; k < pass.pieces; k++) {
+    part += MOMENTS;
+    const double more = std::min(pass.piece, pass.plane - k * pass.piece);
+    const double delta = part[0] - mean, share = more / (count + more);
+    mean += delta * share;
+    squares += part[1] + delta * delta * count * share;
+    count += more;
   }
-  return result;
+  return {mean, squares / count};
+}
+
+// Of planes together, which all have the same size.
+template <typename T>
+Moments moments_of_unit(const Pass<T>& pass, Unit unit) {
+  Moments total;
+  unit.each([&](int64_t i, int64_t, int64_t) { total.mean += moments_of_plane(pass, i).mean; });
+  total.mean /= unit.count;
+  unit.each([&](int64_t i, int64_t, int64_t) {
+    const Moments m = moments_of_plane(pass, i);
+    total.variance += m.variance + (m.mean - total.mean) * (m.mean - total.mean);
+  });
+  total.variance /= unit.count;
+  return total;
 }
 
 template <int number, typename T>
 std::array<double, number> sums_of_plane(const Pass<T>& pass, int64_t plane) {
   std::array<double, number> total{};
-  for (int64_t k = 0; k < pass.pieces * number; k++) {
-    total[k % number] += pass.sums[plane * pass.pieces * number + k];
+  const double* part = pass.sums + plane * pass.pieces * number;
+  for (int64_t i = 0; i < pass.pieces; i++, part += number) {
+    for (int k = 0; k < number; k++) total[k] += part[k];
   }
   return total;
 }
@@ -240,43 +263,36 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(
   A* scale = mean + p.batch * p.groups;
   A* of_batch = batch_stats.template data_ptr<A>();
   const auto scale_of = [&](const Moments& m) {
-    return std::sqrt(m.variance() + (kind.centred ? 0 : m.mean * m.mean) + eps);
+    return std::sqrt(m.variance + (kind.centred ? 0 : m.mean * m.mean) + eps);
   };
 
   const auto finish_sample = [&](int64_t u, Unit unit) {
-    Moments total;
-    for (int64_t i = unit.first; i < unit.first + unit.count; i++) {
-      const Moments m = moments_of_plane(p.pass, i);
-      total.add(m.count, m.mean, m.squares);
-    }
-    mean[u] = total.mean;
-    scale[u] = scale_of(total);
-    for (int64_t i = unit.first; i < unit.first + unit.count; i++) {
-      p.coefficient(Sample::RATE)[i] = -LOG2_E * v(i / C, i % C);
-      p.coefficient(Sample::A)[i] = weight(i / C, i % C) / scale[u];
-      p.coefficient(Sample::B)[i] = bias(i / C, i % C);
-    }
+    const Moments m = moments_of_unit(p.pass, unit);
+    mean[u] = m.mean;
+    scale[u] = scale_of(m);
+    unit.each([&](int64_t i, int64_t n, int64_t c) {
+      p.coefficient(Sample::RATE)[i] = -LOG2_E * v(n, c);
+      p.coefficient(Sample::A)[i] = weight(n, c) / scale[u];
+      p.coefficient(Sample::B)[i] = bias(n, c);
+    });
   };
 
   const auto finish_batch = [&](int64_t, Unit unit) {
-    const int64_t c = unit.first % C;
-    Moments total;
-    for (int64_t k = 0, i = unit.first; k < unit.count; k++, i += unit.step) {
+    double of_channel = var(0, unit.c);
+    if (whole) {
+      const Moments m = moments_of_unit(p.pass, unit);
+      of_batch[unit.c] = m.mean;
+      of_batch[C + unit.c] = of_channel = m.variance;
+    }
+    const double floor = std::sqrt(of_channel + eps);
+    unit.each([&](int64_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_plane(p.pass, i);
-      total.add(m.count, m.mean, m.squares);
       mean[i] = m.mean;
       scale[i] = scale_of(m);
-    }
-    if (whole) {
-      of_batch[c] = total.mean;
-      of_batch[C + c] = total.variance();
-    }
-    const double floor = std::sqrt((whole ? total.variance() : var(0, c)) + eps);
-    for (int64_t k = 0, i = unit.first; k < unit.count; k++, i += unit.step) {
-      p.set_denominator(i, v(i / C, c), scale[i], floor);
-      p.coefficient(Batch::A)[i] = weight(i / C, c);
-      p.coefficient(Batch::B)[i] = bias(i / C, c);
-    }
+      p.set_denominator(i, v(n, c), scale[i], floor);
+      p.coefficient(Batch::A)[i] = weight(n, c);
+      p.coefficient(Batch::B)[i] = bias(n, c);
+    });
   };
 
   if (x.numel() == 0) return {y, stats, batch_stats};
@@ -299,7 +315,9 @@ Tensor gradient(const double* values, const optional<Tensor>& parameter, int64_t
     std::copy(values, values + n * c, out);
   } else {
     std::fill(out, out + c, 0.);
-    for (int64_t i = 0; i < n * c; i++) out[i % c] += values[i];
+    for (int64_t i = 0; i < n; i++) {
+      for (int64_t k = 0; k < c; k++) out[k] += values[i * c + k];
+    }
   }
   return total.to(parameter->scalar_type());
 }
@@ -329,48 +347,48 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
          *dbias = dweight + N * C;
 
   const auto prepare_sample = [&](int64_t u, Unit unit) {
-    for (int64_t i = unit.first; i < unit.first + unit.count; i++) {
-      p.coefficient(Sample::RATE)[i] = -LOG2_E * v(i / C, i % C);
-      p.coefficient(Sample::A)[i] = weight(i / C, i % C) / scale[u];
-    }
+    unit.each([&](int64_t i, int64_t n, int64_t c) {
+      p.coefficient(Sample::RATE)[i] = -LOG2_E * v(n, c);
+      p.coefficient(Sample::A)[i] = weight(n, c) / scale[u];
+    });
   };
 
   const auto finish_sample = [&](int64_t u, Unit unit) {
+    const double r = 1. / scale[u];
     double along = 0;  // dy * num * weight, summed over the group
-    for (int64_t i = unit.first; i < unit.first + unit.count; i++) {
+    unit.each([&](int64_t i, int64_t n, int64_t c) {
       const auto sums = sums_of_plane<Sample::SUMS>(p.pass, i);
-      const double w = weight(i / C, i % C);
+      const double w = weight(n, c);
       along += w * sums[Sample::BY_SCALE];
-      dv[i] = w / scale[u] * sums[Sample::BY_V];
-      dweight[i] = sums[Sample::BY_SCALE] / scale[u];
+      dv[i] = w * r * sums[Sample::BY_V];
+      dweight[i] = sums[Sample::BY_SCALE] * r;
       dbias[i] = sums[Sample::BY_BIAS];
-    }
-    const double slope = -along / (std::pow(double(scale[u]), 3) * unit.count * p.plane);
-    for (int64_t i = unit.first; i < unit.first + unit.count; i++) {
+    });
+    const double slope = -along * r * r * r / (unit.count * p.plane);
+    unit.each([&](int64_t i, int64_t, int64_t) {
       p.coefficient(Sample::CENTRE)[i] = mean[u];
       p.coefficient(Sample::P)[i] = slope;
       p.coefficient(Sample::Q)[i] = kind.centred ? 0 : slope * mean[u];
-    }
+    });
   };
 
   const auto prepare_batch = [&](int64_t, Unit unit) {
-    const int64_t c = unit.first % C;
-    const double floor = std::sqrt((whole ? of_batch[C + c] : var(0, c)) + eps);
-    for (int64_t k = 0, i = unit.first; k < unit.count; k++, i += unit.step) {
-      p.set_denominator(i, v(i / C, c), scale[i], floor);
-      p.coefficient(Batch::A)[i] = weight(i / C, c);
-    }
+    const double of_channel = whole ? of_batch[C + unit.c] : var(0, unit.c);
+    const double floor = std::sqrt(of_channel + eps);
+    unit.each([&](int64_t i, int64_t n, int64_t c) {
+      p.set_denominator(i, v(n, c), scale[i], floor);
+      p.coefficient(Batch::A)[i] = weight(n, c);
+    });
   };
 
   const auto finish_batch = [&](int64_t, Unit unit) {
-    const int64_t c = unit.first % C;
     double by_var = 0;
-    for (int64_t k = 0, i = unit.first; k < unit.count; k++, i += unit.step) {
+    unit.each([&](int64_t i, int64_t n, int64_t c) {
       const auto sums = sums_of_plane<Batch::SUMS>(p.pass, i);
-      const double w = weight(i / C, c);
-      double by_stat = -w * sums[Batch::BY_RISE];
-      if (kind.variant == '1') by_stat -= w * sums[Batch::BY_SLOPE];
-      const double slope = by_stat / (double(scale[i]) * p.plane);
+      const double w = weight(n, c);
+      double by_scale = -w * sums[Batch::BY_RISE];
+      if (kind.variant == '1') by_scale -= w * sums[Batch::BY_SLOPE];
+      const double slope = by_scale / (double(scale[i]) * p.plane);
       dv[i] = -w * sums[Batch::BY_SLOPE];
       dvar[i] = -w * sums[Batch::BY_FLOOR] / (2 * p.coefficient(Batch::FLOOR)[i]);
       dweight[i] = sums[Batch::BY_SCALE];
@@ -379,13 +397,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
       p.coefficient(Batch::CENTRE)[i] = mean[i];
       p.coefficient(Batch::P)[i] = slope;
       p.coefficient(Batch::Q)[i] = kind.centred ? 0 : slope * mean[i];
-    }
+    });
     if (!whole) return;
     const double slope = 2 * by_var / (N * p.plane);
-    for (int64_t k = 0, i = unit.first; k < unit.count; k++, i += unit.step) {
+    unit.each([&](int64_t i, int64_t, int64_t c) {
       p.coefficient(Batch::P)[i] += slope;
       p.coefficient(Batch::Q)[i] += slope * (mean[i] - of_batch[c]);
-    }
+    });
   };
 
   const Kernels<T>& k = kernels<T>();

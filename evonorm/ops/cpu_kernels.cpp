@@ -169,11 +169,19 @@ struct Strip {
 
   // In how many separate values a sum over the strip ends.
   int64_t results() const { return last ? width : 1; }
-  static double result(V sum, int64_t lane) {
-    if (last) return sum[lane];
-    double total = 0;
-    for (int64_t i = 0; i < lanes; i++) total += sum[i];
-    return total;
+  static double result(V sum, int64_t lane) { return last ? sum[lane] : total(sum); }
+  INLINE static A total(V sum) {
+    typedef A Half __attribute__((vector_size(32)));
+    typedef A Quarter __attribute__((vector_size(16)));
+    Half half[2];
+    Quarter quarter[2];
+    __builtin_memcpy(half, &sum, 64);
+    half[0] += half[1];
+    __builtin_memcpy(quarter, half, 32);
+    quarter[0] += quarter[1];
+    A result = 0;
+    for (int64_t i = 0; i < lanes / 4; i++) result += quarter[0][i];
+    return result;
   }
 
   // f(which of 4 consecutive vectors, its offset, how many of its values count)
@@ -213,10 +221,10 @@ template <typename T, bool last, typename F>
 void each_strip(const Pass<T>& pass, int64_t first, int64_t count, int64_t step, F f) {
   constexpr int64_t lanes = Strip<T, last>::lanes;
   for (int64_t k = 0, item = first; k < count; k++, item += step) {
-    const int64_t piece = item % pass.pieces, start = piece * pass.piece;
+    const int64_t piece = pass.pieces == 1 ? 0 : item % pass.pieces, start = piece * pass.piece;
     const int64_t end = start + pass.piece < pass.plane ? start + pass.piece : pass.plane;
     if (!last) {
-      const int64_t plane = item / pass.pieces;
+      const int64_t plane = pass.pieces == 1 ? item : item / pass.pieces;
       f(Strip<T, last>{pass, plane, piece, plane * pass.plane + start, end - start, 1});
       continue;
     }
