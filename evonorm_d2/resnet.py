@@ -57,7 +57,7 @@ class _NormActBlock:
                 conv.norm = without_activation(norm, conv.out_channels)
         if zero_init_last:
             if getattr(last.norm, "weight", None) is None:
-                raise ValueError("MODEL.EVONORM.ZERO_INIT_LAST: the norm has no weight to start at 0")
+                raise ValueError("MODEL.EVONORM.ZERO_INIT_LAST: the norm has no weight to zero")
             nn.init.zeros_(last.norm.weight)
 
     def freeze(self) -> nn.Module:
