@@ -203,7 +203,7 @@ class PaperOutputLayers(FastRCNNOutputLayers):
 
 
 class _WithBackground(nn.Linear):
-    """Linear layer that has weights for `background` more outputs, and does not compute them."""
+    """Linear layer that computes `background` more outputs, as the paper's does, and drops them."""
 
     def __init__(self, in_features: int, out_features: int, background: int) -> None:
         super().__init__(in_features, out_features + background)
@@ -212,7 +212,7 @@ class _WithBackground(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight[: -self.background], self.bias[: -self.background])
+        return F.linear(x, self.weight, self.bias)[:, : -self.background]
 
 
 @ROI_HEADS_REGISTRY.register()
