@@ -31,10 +31,11 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 EPS = 1e-5
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many tiny calls: threads only wait for each other."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

@@ -1,4 +1,4 @@
-"""TorchScript, through Detectron2's own helpers: what works with GN works with a norm-act."""
+"""TorchScript by Detectron2's own functions: what works with GN works with a norm-act."""
 
 import io
 

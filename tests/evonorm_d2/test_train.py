@@ -155,7 +155,7 @@ class TestRunningStatistics:
         assert model[1].momentum == 0.1
 
     @pytest.mark.parametrize("enabled", [True, False])
-    def test_when_they_are_taken(self, config, enabled, monkeypatch):
+    def test_when_they_are_taken(self, config, enabled, monkeypatch, tmp_path):
         taken = []
         monkeypatch.setattr(
             training,
@@ -165,7 +165,7 @@ class TestRunningStatistics:
         trainer = Trainer(
             config(
                 *("TEST.PRECISE_BN.ENABLED", enabled, "TEST.PRECISE_BN.NUM_ITER", 2),
-                *("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 5, "OUTPUT_DIR", "unused"),
+                *("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 5, "OUTPUT_DIR", tmp_path),
             )
         )
         kinds = [type(hook).__name__ for hook in trainer._hooks]
