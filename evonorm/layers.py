@@ -90,9 +90,10 @@ class NormAct(nn.Module):
         return f"{self.norm_act}, {self.num_features}, activation={self.activation}"
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        own = [k for k in ("v", "running_var") if getattr(self, k, None) is not None]
+        # An affine layer is alike in all; timm's even have a running_var that they do not use.
+        has = {k: getattr(self, k, None) is not None for k in ("v", "running_var")}
         foreign = prefix + "running_mean" in state_dict or any(
-            prefix + k not in state_dict for k in own
+            (prefix + k in state_dict) != has[k] for k in has if self.activation
         )
         if not self.like_torch and prefix + "weight" in state_dict and foreign:
             # Another norm's weight and bias would fit, silently, and mean something else.

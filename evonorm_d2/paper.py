@@ -113,6 +113,13 @@ class PaperRPNHead(NormActRPNHead):
                 conv.norm = LevelNorm(norm, conv.out_channels, num_levels, shared=False)
 
 
+def _add_norms(convs: list[nn.Module], norm: Any) -> None:
+    """Norms for convs that were built without, and so with a bias."""
+    for conv in convs:
+        conv.norm = get_norm(norm, conv.out_channels)
+        drop_relu(conv, norm)
+
+
 @ROI_BOX_HEAD_REGISTRY.register()
 class PaperConvFCHead(NormActConvFCHead):
     """Box head with a norm after its convs and its fcs, all with biases."""
@@ -121,9 +128,7 @@ class PaperConvFCHead(NormActConvFCHead):
     def __init__(self, input_shape: ShapeSpec, *, conv_norm: Any = "", **kwargs: Any) -> None:
         super().__init__(input_shape, **kwargs)
         norm = as_norm(conv_norm)
-        for conv in self.conv_norm_relus:
-            conv.norm = get_norm(norm, conv.out_channels)
-            drop_relu(conv, norm)
+        _add_norms(self.conv_norm_relus, norm)
         for i, fc in enumerate(self.fcs, 1):
             setattr(self, f"fc_relu{i}", _NormedVector(norm, fc.out_features))
 
@@ -150,9 +155,7 @@ class PaperConvUpsampleHead(NormActConvUpsampleHead):
     def __init__(self, input_shape: ShapeSpec, *, conv_norm: Any = "", **kwargs: Any) -> None:
         super().__init__(input_shape, **kwargs)
         norm = as_norm(conv_norm)
-        for conv in self.conv_norm_relus:
-            conv.norm = get_norm(norm, conv.out_channels)
-            drop_relu(conv, norm)
+        _add_norms(self.conv_norm_relus, norm)
         deconv_norm = get_norm(norm, self.deconv.out_channels)
         if isinstance(norm, Norm):
             self.deconv_relu = deconv_norm

@@ -76,6 +76,19 @@ def test_group_norm_checkpoint_is_refused_where_it_lacks_something(name, strict)
         load(nn.GroupNorm(4, 8), build_norm_act(name, 8), strict)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("trained", ["EvoNormB0", "EvoNormB1", "EvoNormS0", "EvoNormS1"])
+@pytest.mark.parametrize("name", ["EvoNormB0", "EvoNormB1", "EvoNormS0", "EvoNormS1"])
+def test_checkpoint_of_an_evonorm_with_other_keys_is_refused(name, trained, strict):
+    if name == trained:
+        load(build_norm_act(trained, 8), build_norm_act(name, 8), strict)
+        return
+    with pytest.raises(
+        ValueError, match=f"^1: .* another norm's weights here, not those of {name}"
+    ):
+        load(build_norm_act(trained, 8), build_norm_act(name, 8), strict)
+
+
 def test_torchs_checkpoints_load_into_its_own_norms():
     for norm, name in ((nn.BatchNorm2d(8), "BN-ReLU"), (nn.GroupNorm(4, 8), "GN-ReLU")):
         nn.init.normal_(norm.weight, generator=torch.Generator().manual_seed(0))
