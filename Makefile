@@ -29,7 +29,7 @@ lint: $(STAMPS)/lint
 $(STAMPS)/setup: setup.py constraints.txt tools/install_detectron2.py $(wildcard evonorm/ops/*.cpp)
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet -c constraints.txt torch setuptools wheel
-	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[detection,dev]"
+	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[detection,gan,dev]"
 	PIP_CONSTRAINT=constraints.txt $(PYTHON) tools/install_detectron2.py
 	@mkdir -p $(STAMPS) && touch $@
 

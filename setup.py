@@ -93,7 +93,7 @@ def extensions() -> list[Extension]:
 setup(
     name="evonorm-detection-gan",
     version="0.1.0",
-    description="EvoNorm layers for PyTorch, with their Detectron2 plugin",
+    description="EvoNorm layers for PyTorch, in Detectron2 and in BigGAN-deep",
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["evonorm*"]),
@@ -116,6 +116,29 @@ setup(
             "torchvision",
             "tqdm",
         ],
-        "dev": ["onnx", "onnxruntime", "onnxscript", "pytest", "ruff", "timm", "torchvision"],
+        "gan": [
+            "Pillow",
+            "fvcore",
+            "h5py",
+            "matplotlib",
+            "numpy",
+            "scikit-learn",  # the handwritten digits
+            "scipy",
+            "tensorboard",
+            "torch-fidelity",
+            "torchvision",
+            "tqdm",
+        ],
+        "dev": [
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "pytest",
+            "pytorch-fid",  # the tests compare with it, and with the next
+            "pytorch-pretrained-biggan",
+            "ruff",
+            "timm",
+            "torchvision",
+        ],
     },
 )

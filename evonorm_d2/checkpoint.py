@@ -6,19 +6,16 @@ import contextlib
 import os
 import pickle
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
-from .errors import UserError
-
-PARTIAL = ".partial"  # ends the name of a file that is being written
+from evonorm.files import PARTIAL, atomic_write, read_checkpoint
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -52,7 +49,7 @@ class Checkpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        data = read_checkpoint(filename)
+        data = read_weights(filename)
         if filename.endswith(".pkl") and not {"model", "__author__"} <= data.keys():
             # Caffe2's weights, named otherwise, and with the momenta of SGD among them.
             blobs = data.get("blobs", data)
@@ -65,45 +62,15 @@ class Checkpointer(DetectionCheckpointer):
         return data
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces `path` once it is whole and on the disk."""
-    partial = path.with_name(path.name + PARTIAL)
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # else the renaming itself may not survive a power cut
-    finally:
-        os.close(folder)
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_weights(path: str) -> dict[str, Any]:
     """What is in a .pth of PyTorch or a .pkl of Detectron2's model zoo, without running code.
 
     Raises:
         UserError: damaged, not a checkpoint, or holding more than arrays and plain containers.
     """
-    with open(path, "rb") as file:
-        try:
-            if path.endswith(".pkl"):
-                data = _ArrayUnpickler(file, encoding="latin1").load()
-            else:
-                data = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file may raise anything
-            forbidden = re.search(r"GLOBAL (\S+)", str(error))
-            if forbidden:
-                raise UserError(
-                    f"{path}: loading it could run code, as it holds {forbidden[1]}; "
-                    "a checkpoint may hold arrays and plain containers only"
-                ) from error
-            raise UserError(f"{path}: damaged, or not a checkpoint") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: not a checkpoint, which would be a dictionary")
-    return data
+    if path.endswith(".pkl"):
+        return read_checkpoint(path, lambda file: _ArrayUnpickler(file, encoding="latin1").load())
+    return read_checkpoint(path)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -9,8 +9,9 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from evonorm.errors import UserError, user_errors
+
 from .config import add_evonorm_config, resolve
-from .errors import UserError, user_errors
 
 # What Detectron2, yacs and PyYAML raise for a wrong key, type or file.
 _CONFIG_ERRORS = (

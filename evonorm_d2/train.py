@@ -30,11 +30,11 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from evonorm.errors import UserError, one_line, user_errors
 from evonorm.statistics import update_running_statistics
 
 from . import solver
 from .checkpoint import Checkpointer, RandomState, kept_random_state
-from .errors import UserError, one_line, user_errors
 from .loader import TrainLoader, build_test_loader, check_data
 
 # The evaluators of Detectron2 for each of its types of data sets.

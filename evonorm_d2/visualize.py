@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.utils import make_grid
 
+from evonorm.errors import UserError, user_errors
+
 from .checkpoint import kept_random_state
-from .errors import UserError, user_errors
 from .loader import check_data
 from .run_config import load_config
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from evonorm_d2.checkpoint import Checkpointer, RandomState, kept_random_state, read_checkpoint
-from evonorm_d2.errors import UserError
+from evonorm.errors import UserError
+from evonorm_d2.checkpoint import Checkpointer, RandomState, kept_random_state, read_weights
 
 
 class Bomb:
@@ -107,7 +107,7 @@ class TestSafe:
             with open(tmp_path / name, "wb") as file:
                 write({"model": Bomb(tmp_path)}, file)
             with pytest.raises(UserError, match="could run code, as it holds posix.mkdir"):
-                read_checkpoint(str(tmp_path / name))
+                read_weights(str(tmp_path / name))
 
     @pytest.mark.parametrize("size", [0, 100, 0.5, 0.999])
     @pytest.mark.parametrize("suffix", [".pth", ".pkl"])

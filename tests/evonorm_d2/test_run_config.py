@@ -7,7 +7,7 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog  # noqa: F401  (registers Detectron2's own)
 
-from evonorm_d2.errors import UserError
+from evonorm.errors import UserError
 from evonorm_d2.run_config import load_config
 
 CPU = ("MODEL.DEVICE", "cpu")

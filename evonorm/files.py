@@ -1,0 +1,65 @@
+"""Files that are whole or absent, and loading them runs no code: what both trainers keep."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Callable
+
+import torch
+
+from .errors import UserError
+
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that replaces `path` once it is whole and on the disk."""
+    partial = path.with_name(path.name + PARTIAL)
+    with open(partial, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # else the renaming itself may not survive a power cut
+    finally:
+        os.close(folder)
+
+
+def load_tensors(file: IO[bytes]) -> Any:
+    """What torch.save wrote: tensors, on the CPU, and plain containers."""
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def read_checkpoint(
+    path: str | os.PathLike, load: Callable[[IO[bytes]], Any] = load_tensors
+) -> dict[str, Any]:
+    """The dictionary in a checkpoint.
+
+    Args:
+        load: reads an open file; must refuse what could run code, naming it after "GLOBAL".
+
+    Raises:
+        OSError: the file can't be opened.
+        UserError: damaged, not a checkpoint, or holding more than tensors and plain containers.
+    """
+    with open(path, "rb") as file:
+        try:
+            data = load(file)
+        except Exception as error:  # a damaged file may raise anything
+            forbidden = re.search(r"GLOBAL (\S+)", str(error))
+            if forbidden:
+                raise UserError(
+                    f"{path}: loading it could run code, as it holds {forbidden[1]}; "
+                    "a checkpoint may hold arrays and plain containers only"
+                ) from error
+            raise UserError(f"{path}: damaged, or not a checkpoint") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not a checkpoint, which would be a dictionary")
+    return data

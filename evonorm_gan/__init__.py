@@ -1,0 +1,1 @@
+"""BigGAN-deep with a switchable norm-activation: train, sample, IS and FID."""

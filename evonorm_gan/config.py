@@ -1,0 +1,145 @@
+"""The config of a GAN run: fvcore's CfgNode, as Detectron2's; loading one runs no code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from evonorm import list_norm_acts
+from evonorm.errors import UserError, user_errors
+
+# What fvcore, yacs and PyYAML raise for a wrong key, type or file.
+_CONFIG_ERRORS = (
+    *(AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError),
+    yaml.YAMLError,
+)
+
+
+def get_cfg() -> CfgNode:
+    """The defaults: BigGAN-deep at 128x128 on ImageNet, as in section 5.5 of the paper."""
+    c = CfgNode()
+    c.SEED = 0  # of every random draw of the run
+    c.DEVICE = ""  # cuda if PyTorch sees a GPU, else cpu
+    c.OUTPUT_DIR = "output/gan"
+
+    c.MODEL = CfgNode()
+    c.MODEL.RESOLUTION = 128  # 32, 64, 128, 256 or 512
+    c.MODEL.NUM_CLASSES = 1000
+    c.MODEL.DIM_Z = 128
+    c.MODEL.G_CH = 128
+    c.MODEL.D_CH = 128
+    c.MODEL.NORM = "EvoNormS0"  # the norm-act of all sites in the generator, the tail's included
+    c.MODEL.NUM_GROUPS = None  # by default 16 for GN (paper, section 5.5), 32 for the EvoNorms
+    c.MODEL.EPS = None  # by default 1e-4 for BN, each layer's own for the others
+    c.MODEL.MOMENTUM = 0.1
+    c.MODEL.SYNC = False  # batch statistics over all processes
+
+    c.DATA = CfgNode()
+    # "digits"; the name of a torchvision data set; or "" for the folder, .h5 or .zip at ROOT.
+    c.DATA.NAME = ""
+    c.DATA.ROOT = "datasets/imagenet/train"
+    c.DATA.FLIP = True
+    c.DATA.SKIP_CORRUPT = False
+    c.DATA.NUM_WORKERS = 4
+
+    c.SOLVER = CfgNode()
+    c.SOLVER.MAX_ITER = 250_000  # steps of the generator
+    c.SOLVER.BATCH_SIZE = 2048  # images per step of a network, over all processes
+    c.SOLVER.ACCUMULATE = 1  # a step's batch is taken in so many parts
+    c.SOLVER.D_STEPS = 2  # per step of the generator
+    c.SOLVER.LR_G = 5e-5
+    c.SOLVER.LR_D = 2e-4
+    c.SOLVER.BETAS = (0.0, 0.999)
+    c.SOLVER.EPS = 1e-6
+    c.SOLVER.ORTHO_REG = 0.0  # strength of G's orthogonal regularisation; BigGAN's is 1e-4
+    c.SOLVER.EMA_DECAY = 0.9999
+    c.SOLVER.EMA_START = 20_000
+    c.SOLVER.AMP = ""  # "", "bf16" or "fp16"
+    c.SOLVER.CHANNELS_LAST = False
+    c.SOLVER.COMPILE = False
+    c.SOLVER.DIFF_AUGMENT = ""  # such as "color,translation,cutout"
+    c.SOLVER.LOG_PERIOD = 50
+    c.SOLVER.SAMPLE_PERIOD = 1000  # a grid of fixed z
+    c.SOLVER.CHECKPOINT_PERIOD = 1000
+    c.SOLVER.KEEP = 2  # the last so many checkpoints, beside those of the best FID and IS
+
+    c.TEST = CfgNode()
+    c.TEST.EVAL_PERIOD = 5000  # 0: only at the end
+    c.TEST.NUM_SAMPLES = 50_000
+    c.TEST.BATCH_SIZE = 64  # per process
+    c.TEST.TRUNCATION = None  # z is resampled outside of +-TRUNCATION
+    c.TEST.STANDING_BATCHES = 16  # for batch-dependent norms, of BATCH_SIZE samples each
+    c.TEST.EXTRACTOR = "inception-v3-compat"  # or "digits"
+    c.TEST.INCEPTION_WEIGHTS = ""  # a file; by default where torch-fidelity keeps its own
+    c.TEST.CACHE_DIR = "output/cache"  # of statistics of real images
+    c.TEST.STOP_ON_COLLAPSE = False
+    return c
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The defaults, a yaml file with its _BASE_s, then KEY VALUE KEY VALUE ...; frozen.
+
+    Raises:
+        UserError: a wrong key, value or file, or anything that could run code.
+    """
+    cfg = get_cfg()
+    with user_errors(*_CONFIG_ERRORS, prefix=f"{file}: "):
+        cfg.merge_from_file(file, allow_unsafe=False)
+    return finish_config(cfg, overrides)
+
+
+def finish_config(cfg: CfgNode, overrides: Sequence[str] = ()) -> CfgNode:
+    """Take KEY VALUE overrides, choose the device, check the values; freezes and returns `cfg`.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    with user_errors(*_CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
+        cfg.merge_from_list(list(overrides))
+    cfg.DEVICE = cfg.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"DEVICE is {cfg.DEVICE}, but PyTorch sees no GPU: set DEVICE cpu")
+    _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def norm_options(cfg: CfgNode) -> dict[str, Any]:
+    """The options of the generator's norm-act, for :func:`evonorm.build_norm_act`."""
+    options = {"momentum": cfg.MODEL.MOMENTUM, "sync": cfg.MODEL.SYNC}
+    kind = cfg.MODEL.NORM.split("-")[0]
+    options["num_groups"] = cfg.MODEL.NUM_GROUPS or (16 if kind == "GN" else 32)
+    eps = cfg.MODEL.EPS if cfg.MODEL.EPS is not None else {"BN": 1e-4}.get(kind)
+    return options if eps is None else {**options, "eps": eps}
+
+
+def _check(cfg: CfgNode) -> None:
+    choices = {
+        "MODEL.RESOLUTION": (32, 64, 128, 256, 512),
+        "MODEL.NORM": tuple(list_norm_acts()),
+        "SOLVER.AMP": ("", "bf16", "fp16"),
+        "TEST.EXTRACTOR": ("inception-v3-compat", "digits"),
+    }
+    for key, known in choices.items():
+        value = _value(cfg, key)
+        if value not in known:
+            raise UserError(f"{key} is {value!r}; known are {', '.join(map(repr, known))}")
+    counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "LOG_PERIOD", "KEEP")
+    positive = [f"SOLVER.{key}" for key in (*counts, "LR_G", "LR_D")]
+    positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH")]
+    for key in [*positive, "TEST.NUM_SAMPLES", "TEST.BATCH_SIZE"]:
+        if _value(cfg, key) <= 0:
+            raise UserError(f"{key} is {_value(cfg, key)}, but should be more than 0")
+    truncation = cfg.TEST.TRUNCATION
+    if truncation is not None and truncation <= 0:
+        raise UserError(f"TEST.TRUNCATION is {truncation}, but should be more than 0, or None")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
