@@ -90,10 +90,19 @@ class SampleNormAct(NormAct):
             bias = self.bias
         if not torch.jit.is_scripting():
             self.check_input(x)
-            if not self.native or per_sample(weight):
+            if not self.native or (per_sample(weight) and not foldable(x)):
                 return keep_inputs_only(self.evaluate, x, self.v, weight, bias)
             # PyTorch's own kernel with an in-place ReLU is lean already.
-            z = torch.group_norm(x, self.num_groups, weight, bias, self.eps)
+            if per_sample(weight):  # it knows no samples, so theirs become groups of one
+                z = torch.group_norm(
+                    x.reshape(1, -1, x.shape[2], x.shape[3]),
+                    x.shape[0] * self.num_groups,
+                    weight.flatten(),
+                    bias.flatten(),
+                    self.eps,
+                ).view(x.shape)
+            else:
+                z = torch.group_norm(x, self.num_groups, weight, bias, self.eps)
             return (relu(z, z) if self.activation else z).to(x.dtype)
         return self.evaluate(x, self.v, weight, bias)
 
@@ -152,10 +161,14 @@ class BatchNormAct(NormAct):
             self.check_input(x)
             # PyTorch's own kernels need, in training, two values per channel on this rank.
             own = self.training and (self.sync or x.numel() <= self.num_features)
-            if self.native and not own and not per_sample(weight):
+            if self.native and not own:
+                each = per_sample(weight)  # what PyTorch's kernels do not take
+                w, b = (None, None) if each else (weight, bias)
                 z = torch.batch_norm(
-                    x, weight, bias, mean, var, self.training, self.momentum, self.eps, True
+                    x, w, b, mean, var, self.training, self.momentum, self.eps, True
                 )
+                if each:
+                    z = torch.addcmul(bias[..., None, None], z, weight[..., None, None])
                 return (relu(z, z) if self.activation else z).to(x.dtype)
             if self.training:
                 mean, var, count = batch_moments(x, self.sync)
@@ -184,6 +197,11 @@ class BatchNormAct(NormAct):
 
 def per_sample(weight: Tensor | None) -> bool:
     return weight is not None and weight.dim() == 2
+
+
+def foldable(x: Tensor) -> bool:
+    """Whether the number of samples is more than 0 and no compiler or tracer would fix it."""
+    return not (torch.jit.is_tracing() or torch.compiler.is_compiling()) and x.shape[0] > 0
 
 
 for _name, _factory in {
