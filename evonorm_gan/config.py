@@ -13,7 +13,7 @@ from evonorm import list_norm_acts
 from evonorm.errors import UserError, user_errors
 
 # What fvcore, yacs and PyYAML raise for a wrong key, type or file.
-_CONFIG_ERRORS = (
+CONFIG_ERRORS = (
     *(AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError),
     yaml.YAMLError,
 )
@@ -62,13 +62,14 @@ def get_cfg() -> CfgNode:
     c.SOLVER.CHANNELS_LAST = False
     c.SOLVER.COMPILE = False
     c.SOLVER.DIFF_AUGMENT = ""  # such as "color,translation,cutout"
+    # A period of 0: only at the end.
     c.SOLVER.LOG_PERIOD = 50
     c.SOLVER.SAMPLE_PERIOD = 1000  # a grid of fixed z
     c.SOLVER.CHECKPOINT_PERIOD = 1000
     c.SOLVER.KEEP = 2  # the last so many checkpoints, beside those of the best FID and IS
 
     c.TEST = CfgNode()
-    c.TEST.EVAL_PERIOD = 5000  # 0: only at the end
+    c.TEST.EVAL_PERIOD = 5000  # 0: only at the end; -1: never
     c.TEST.NUM_SAMPLES = 50_000
     c.TEST.BATCH_SIZE = 64  # per process
     c.TEST.TRUNCATION = None  # z is resampled outside of +-TRUNCATION
@@ -87,7 +88,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
         UserError: a wrong key, value or file, or anything that could run code.
     """
     cfg = get_cfg()
-    with user_errors(*_CONFIG_ERRORS, prefix=f"{file}: "):
+    with user_errors(*CONFIG_ERRORS, prefix=f"{file}: "):
         cfg.merge_from_file(file, allow_unsafe=False)
     return finish_config(cfg, overrides)
 
@@ -98,7 +99,7 @@ def finish_config(cfg: CfgNode, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: as :func:`load_config`.
     """
-    with user_errors(*_CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
+    with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
         cfg.merge_from_list(list(overrides))
     cfg.DEVICE = cfg.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
     if cfg.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -128,12 +129,17 @@ def _check(cfg: CfgNode) -> None:
         value = _value(cfg, key)
         if value not in known:
             raise UserError(f"{key} is {value!r}; known are {', '.join(map(repr, known))}")
-    counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "LOG_PERIOD", "KEEP")
+    counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "KEEP")
     positive = [f"SOLVER.{key}" for key in (*counts, "LR_G", "LR_D")]
     positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH")]
     for key in [*positive, "TEST.NUM_SAMPLES", "TEST.BATCH_SIZE"]:
         if _value(cfg, key) <= 0:
             raise UserError(f"{key} is {_value(cfg, key)}, but should be more than 0")
+    for key in ("SEED", "SOLVER.EMA_START", "SOLVER.ORTHO_REG"):
+        if _value(cfg, key) < 0:
+            raise UserError(f"{key} is {_value(cfg, key)}, but should not be negative")
+    if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
+        raise UserError(f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}, but should be in [0, 1)")
     truncation = cfg.TEST.TRUNCATION
     if truncation is not None and truncation <= 0:
         raise UserError(f"TEST.TRUNCATION is {truncation}, but should be more than 0, or None")

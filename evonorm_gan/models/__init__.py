@@ -1,0 +1,38 @@
+"""BigGAN-deep: generator and discriminator, and the import of the released weights."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+
+from ..config import norm_options
+from .discriminator import Discriminator
+from .generator import Generator
+from .layers import frozen_spectral_norm, singular_values
+
+__all__ = [
+    "Discriminator",
+    "Generator",
+    "build_discriminator",
+    "build_generator",
+    "frozen_spectral_norm",
+    "singular_values",
+]
+
+
+def build_generator(cfg: CfgNode) -> Generator:
+    """The generator that a config describes, in training mode, on the CPU.
+
+    Raises:
+        UserError: as :class:`Generator`.
+    """
+    m = cfg.MODEL
+    return Generator(m.RESOLUTION, m.G_CH, m.NUM_CLASSES, m.NORM, norm_options(cfg), m.DIM_Z)
+
+
+def build_discriminator(cfg: CfgNode) -> Discriminator:
+    """The discriminator that a config describes, in training mode, on the CPU.
+
+    Raises:
+        UserError: as :class:`Discriminator`.
+    """
+    return Discriminator(cfg.MODEL.RESOLUTION, cfg.MODEL.D_CH, cfg.MODEL.NUM_CLASSES)

@@ -1,0 +1,53 @@
+"""The channel tables of BigGAN-deep (Brock et al. 2019, appendix B), as data."""
+
+from __future__ import annotations
+
+import math
+
+from evonorm.errors import UserError
+
+# Channels in units of ch. G's stages begin at 4x4 and double the resolution each; D's begin at the
+# image and halve it. The first number of each is what the first layer makes.
+STAGES: dict[int, dict[str, tuple[int, ...]]] = {
+    32: {"G": (4, 4, 4, 4), "D": (4, 4, 4, 4)},
+    64: {"G": (16, 16, 8, 4, 2), "D": (1, 2, 4, 8, 16)},
+    128: {"G": (16, 16, 8, 4, 2, 1), "D": (1, 2, 4, 8, 16, 16)},
+    256: {"G": (16, 16, 8, 8, 4, 2, 1), "D": (1, 2, 4, 8, 8, 16, 16)},
+    512: {"G": (16, 16, 8, 8, 4, 2, 1, 1), "D": (1, 1, 2, 4, 8, 8, 16, 16)},
+}
+ATTENTION_RESOLUTION = 64  # attention follows the stage, but the first layer, that ends there
+
+
+def stage_channels(network: str, resolution: int, ch: int) -> list[int]:
+    """Channels after the first layer and after each stage.
+
+    Args:
+        network: "G" or "D".
+        resolution: of the images, one of STAGES.
+        ch: the width, 128 in the paper.
+
+    Raises:
+        UserError: no such resolution, or a width that a bottleneck or the attention cannot divide.
+    """
+    if resolution not in STAGES:
+        known = ", ".join(map(str, STAGES))
+        raise UserError(f"resolution is {resolution!r}; BigGAN-deep is defined for {known}")
+    stages = STAGES[resolution][network]
+    # A G block's bottleneck has a quarter of its input's channels, a D block's of its output's.
+    units = [(k, 4) for k in (stages[:-1] if network == "G" else stages[1:])]
+    attention = attention_stage(network, resolution)
+    if attention is not None:
+        units.append((stages[attention + 1], 8))
+    multiple = math.lcm(*(divisor // math.gcd(k, divisor) for k, divisor in units))
+    if not isinstance(ch, int) or ch <= 0 or ch % multiple:
+        raise UserError(
+            f"ch is {ch!r}; {network} at {resolution}x{resolution} needs a multiple of {multiple}"
+        )
+    return [k * ch for k in stages]
+
+
+def attention_stage(network: str, resolution: int) -> int | None:
+    """The index of the stage that self-attention follows, None if there is none."""
+    stages = range(len(STAGES[resolution][network]) - 1)
+    ends = [8 << i if network == "G" else resolution >> (i + 1) for i in stages]
+    return ends.index(ATTENTION_RESOLUTION) if ATTENTION_RESOLUTION in ends else None

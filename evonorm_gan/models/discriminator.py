@@ -1,0 +1,95 @@
+"""The discriminator of BigGAN-deep (Brock et al. 2019, appendix B)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evonorm.errors import UserError
+
+from .architecture import attention_stage, stage_channels
+from .layers import SelfAttention, conv, linear, look_up, spectral_norm
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual bottleneck block: (N, in, H, W) -> (N, out, H, W), halved in size if `down`.
+
+    ReLU, 1x1 (to out/4), ReLU, 3x3, ReLU, 3x3, ReLU, [average pool], 1x1 (to out). The skip path
+    gains its missing channels by a 1x1 convolution.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, down: bool) -> None:
+        super().__init__()
+        self.down = down
+        mid = out_channels // 4
+        self.convs = nn.ModuleList(
+            [conv(in_channels, mid, 1), conv(mid, mid, 3), conv(mid, mid, 3)]
+            + [conv(mid, out_channels, 1)]
+        )
+        more = out_channels - in_channels
+        self.more = conv(in_channels, more, 1) if more else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x
+        for convolution in self.convs[:-1]:
+            h = convolution(F.relu(h))
+        h = F.relu(h)
+        if self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        skip = x if self.more is None else torch.cat([x, self.more(x)], 1)
+        return self.convs[-1](h) + skip
+
+
+class Discriminator(nn.Module):
+    """(images, y) -> logits, with a projection on the class embedding (Miyato and Koyama 2018).
+
+    Args:
+        resolution: 32, 64, 128, 256 or 512.
+        ch: the width; 128 in the paper.
+        num_classes: of the labels y.
+
+    Raises:
+        UserError: unknown resolution, or a width that cannot be divided.
+    """
+
+    def __init__(self, resolution: int, ch: int, num_classes: int) -> None:
+        super().__init__()
+        channels = stage_channels("D", resolution, ch)
+        self.resolution = resolution
+        self.num_classes = num_classes
+        self.first = conv(3, channels[0], 3)
+        blocks: list[nn.Module] = []
+        for before, after in zip(channels, channels[1:]):
+            blocks.append(DiscriminatorBlock(before, after, down=True))
+            blocks.append(DiscriminatorBlock(after, after, down=False))
+        self.blocks = nn.ModuleList(blocks)
+        stage = attention_stage("D", resolution)
+        self.attention = None if stage is None else SelfAttention(channels[stage + 1])
+        self.attention_after = -1 if stage is None else 2 * stage + 1  # which block
+        self.last = linear(channels[-1], 1)
+        self.embedding = spectral_norm(nn.Embedding(num_classes, channels[-1]))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits (N,) of x being real.
+
+        Args:
+            x: images (N, 3, R, R) in [-1, 1].
+            y: their class indices (N,), int64.
+
+        Raises:
+            UserError: another shape or dtype, or, on the CPU, a class index out of range.
+        """
+        wanted = (3, self.resolution, self.resolution)
+        if x.shape[1:] != wanted or not x.is_floating_point():
+            raise UserError(
+                f"images should be of shape (N, {', '.join(map(str, wanted))}) and a "
+                f"floating-point dtype; they are of shape {tuple(x.shape)} and {x.dtype}"
+            )
+        h = self.first(x)
+        for i, block in enumerate(self.blocks):
+            h = block(h)
+            if i == self.attention_after:
+                h = self.attention(h)
+        h = F.relu(h).sum((2, 3))
+        return self.last(h).squeeze(1) + (look_up(self.embedding, y, x.shape[0]) * h).sum(1)
