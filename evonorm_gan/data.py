@@ -1,0 +1,143 @@
+"""The images a GAN is trained on: opening a data set, and its endless stream of batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from evonorm.errors import UserError
+
+from .digits import make_digits
+from .image_sets import FolderSet, Hdf5Set, ImageSet, MemorySet, ZipSet, open_torchvision
+
+
+def open_dataset(cfg: CfgNode, split: str = "train") -> ImageSet:
+    """The data set that DATA.NAME and DATA.ROOT name, at MODEL.RESOLUTION.
+
+    DATA.NAME is "digits", the name of a data set of torchvision's, or "" for what is at DATA.ROOT:
+    a folder per class, a zip of that, or an HDF5 file. `ds[i]` is (uint8 (3, R, R), int).
+
+    Args:
+        split: "train", or "val" for the digits and those of torchvision's sets that have one.
+
+    Raises:
+        UserError: no such data set or split, or its number of classes is not MODEL.NUM_CLASSES.
+    """
+    ds = _open(cfg, split)
+    if len(ds.classes) != cfg.MODEL.NUM_CLASSES:
+        raise UserError(
+            f"{cfg.DATA.NAME or cfg.DATA.ROOT} has {_classes(ds)}, "
+            f"but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}"
+        )
+    return ds
+
+
+def _open(cfg: CfgNode, split: str) -> ImageSet:
+    name, root, resolution = cfg.DATA.NAME, Path(cfg.DATA.ROOT).expanduser(), cfg.MODEL.RESOLUTION
+    if split not in ("train", "val"):
+        raise UserError(f"a data set has the splits train and val, not {split!r}")
+    if name == "digits":
+        return MemorySet(*make_digits(split, resolution), [str(digit) for digit in range(10)])
+    if name:
+        return open_torchvision(name, root, split, resolution, cfg.DATA.SKIP_CORRUPT)
+    if split == "val":
+        raise UserError(f"{root} has no validation split; only sets opened by DATA.NAME have one")
+    if not root.exists():
+        raise UserError(f"DATA.ROOT: {root} does not exist; it may be a folder, a .zip or an .h5")
+    if root.suffix in (".h5", ".hdf5"):
+        return Hdf5Set(root, resolution)
+    kind = ZipSet if root.suffix == ".zip" else FolderSet
+    return kind(root, resolution, cfg.DATA.SKIP_CORRUPT)
+
+
+def describe(ds: ImageSet) -> str:
+    """One line: classes, images, and images per class."""
+    counts = torch.bincount(ds.labels, minlength=len(ds.classes))
+    low, high = int(counts.min()), int(counts.max())
+    per_class = str(low) if low == high else f"{low} to {high}"
+    size = f"{ds.resolution}x{ds.resolution}"
+    return f"{_classes(ds)}, {len(ds)} images of {size}, {per_class} per class"
+
+
+def _classes(ds: ImageSet) -> str:
+    first = ", ".join(ds.classes[:3]) + (", ..." if len(ds.classes) > 3 else "")
+    return f"{len(ds.classes)} class{'es' * (len(ds.classes) != 1)} ({first})"
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Images uint8 in [0, 255] as float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def train_batches(
+    ds: ImageSet,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    flip: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """An endless iterator over batches: images uint8 (batch_size, 3, R, R), labels (batch_size,).
+
+    Batch k of a process is a function of (seed, k, rank, world_size), so starting at batch `start`
+    gives what an uninterrupted iterator gives there. The set is in a new order in every epoch, and
+    batches go on across its end. The processes' k-th batches together are the k-th batch of one
+    process with a batch_size of world_size * batch_size.
+
+    Args:
+        batch_size: per process.
+        num_workers: processes that decode images; none are needed for a set in memory.
+        flip: mirror each image with probability 1/2.
+    """
+    chosen = _BatchIndices(len(ds), batch_size, seed, start, rank, world_size)
+    if ds.images is not None:
+        batches = ((ds.images[indices], ds.labels[indices]) for indices in chosen)
+    else:
+        # The loader seeds its workers from this generator, not from the global one.
+        generator = torch.Generator().manual_seed(_mix(seed, "workers"))
+        batches = DataLoader(ds, batch_sampler=chosen, num_workers=num_workers, generator=generator)
+    for k, (images, labels) in enumerate(batches, start):
+        if flip:
+            # Drawn for all processes, like the images' order.
+            generator = torch.Generator().manual_seed(_mix(seed, "flip", k))
+            mirrored = torch.rand(world_size, batch_size, generator=generator)[rank] < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        yield images, labels
+
+
+class _BatchIndices:
+    """For each batch of a process, the indices of its images (batch_size,)."""
+
+    def __init__(
+        self, num: int, batch_size: int, seed: int, start: int, rank: int, world_size: int
+    ) -> None:
+        self.num, self.batch_size, self.seed = num, batch_size, seed
+        self.first = (start * world_size + rank) * batch_size
+        self.step = world_size * batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, []
+        position = self.first
+        while True:
+            indices = []
+            for p in range(position, position + self.batch_size):
+                if p // self.num != epoch:
+                    epoch = p // self.num
+                    generator = torch.Generator().manual_seed(_mix(self.seed, "order", epoch))
+                    order = torch.randperm(self.num, generator=generator).tolist()
+                indices.append(order[p % self.num])
+            yield indices
+            position += self.step
+
+
+def _mix(*parts: object) -> int:
+    """A seed from parts, such that nearby parts give unrelated seeds."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
