@@ -10,7 +10,7 @@ SOURCES := setup.py pyproject.toml \
 
 help:
 	@echo "make setup   install everything into .venv"
-	@echo "make demo    train Mask R-CNN with EvoNorm on handwritten digits and evaluate it"
+	@echo "make demo    train Mask R-CNN and BigGAN-deep on handwritten digits and evaluate them"
 	@echo "make test    run all tests"
 	@echo "make lint    check style, formatting and type hints"
 

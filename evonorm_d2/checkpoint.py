@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from evonorm.files import PARTIAL, atomic_write, read_checkpoint
+from evonorm.random_state import get_random_state, set_random_state
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -106,26 +105,6 @@ class RandomState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if comm.get_world_size() == 1:
             set_random_state(state)
-
-
-def get_random_state() -> dict[str, Any]:
-    """The state of the global generators, in plain containers and tensors."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Set the global generators to what :func:`get_random_state` returned."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 @contextlib.contextmanager

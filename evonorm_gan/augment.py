@@ -24,7 +24,7 @@ def diff_augment(images: Tensor, policy: str, generator: torch.Generator) -> Ten
     Raises:
         UserError: an unknown name in the policy.
     """
-    for change in _changes(policy):
+    for change in changes(policy):
         images = change(images, generator)
     return images
 
@@ -79,7 +79,7 @@ _POLICIES = {
 }
 
 
-def _changes(policy: str) -> list:
+def changes(policy: str) -> list:
     names = [name.strip() for name in policy.split(",")] if policy.strip() else []
     for name in names:
         if name not in _POLICIES:

@@ -1,4 +1,4 @@
-"""Train Mask R-CNN with EvoNorm-S0 and with GN on handwritten digits, evaluate, and compare.
+"""Train Mask R-CNN and BigGAN-deep with EvoNorm-S0 on handwritten digits, evaluate, and compare.
 
 Run again after an interruption, it goes on where it stopped.
 """
@@ -19,38 +19,81 @@ with warnings.catch_warnings():
     # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
     warnings.simplefilter("ignore", FutureWarning)
     from evonorm_d2.data import default_folder, write_digits
+    from evonorm_gan.checkpoint import load_generator
+    from evonorm_gan.config import load_config
+    from evonorm_gan.data import open_dataset
+    from evonorm_gan.metrics import Evaluator, metric_key
+    from evonorm_gan.models import build_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("output/demo")
 NORMS = ("EvoNormS0", "GN")
+GAN = OUTPUT / "biggan_EvoNormS0"
 FIGURES = [f"{task}/{ap}" for task in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")] + ["time"]
 
 
 def main() -> int:
-    step("1/4  Making the data set: scenes of real handwritten digits")
-    write_digits(default_folder())
-    for i, norm in enumerate(NORMS, 2):
-        step(f"{i}/4  Training Mask R-CNN R-50-FPN with {norm}, about four minutes on two cores")
-        config = ROOT / f"configs/detection/digits/mask_rcnn_digits_{norm}.yaml"
-        tool("train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", OUTPUT / norm)
-    step("4/4  Drawing predictions beside the ground truth")
-    sheet = OUTPUT / NORMS[0] / "predictions.png"
-    tool("visualize.py", OUTPUT / NORMS[0], "-o", sheet)
-    results = {norm: last_values(OUTPUT / norm) for norm in NORMS}
-    print(f"\n{'norm':<12}{'box AP':>8}{'mask AP':>9}{'s/iteration':>13}")
-    for norm, row in results.items():
-        print(f"{norm:<12}{row['bbox/AP']:>8.1f}{row['segm/AP']:>9.1f}{row['time']:>13.2f}")
-    write_result(results)
+    # Denormals, frequent in a barely trained model, slow a CPU down 5 to 30 times.
+    torch.set_flush_denormal(True)
+    detectors = detect()
+    generators = generate()
+    sheet, grid = OUTPUT / NORMS[0] / "predictions.png", GAN / "grid.png"
+    print(f"\n{'Mask R-CNN':<24}{'box AP':>10}{'mask AP':>10}{'s/iteration':>13}")
+    for norm, row in detectors.items():
+        print(f"{norm:<24}{row['bbox/AP']:>10.1f}{row['segm/AP']:>10.1f}{row['time']:>13.2f}")
+    keys = [metric_key(name, "digits") for name in ("IS", "FID")]
+    print(f"\n{'BigGAN-deep, EvoNormS0':<24}{'IS-digits':>10}{'FID-digits':>12}", end="")
+    print("   (not comparable with Inception)")
+    for images, row in generators.items():
+        print(f"{images:<24}{row[keys[0]]:>10.2f}{row[keys[1]]:>12.2f}")
+    write_result({"norms": detectors, "gan": generators})
     print(
-        "One run each of a small task: that both learn is what it shows, not which is better.\n\n"
-        f"Look at      {sheet}\n"
+        "\nOne run each of small tasks: that they learn is what it shows, not which is better.\n\n"
+        f"Look at      {sheet}, {grid}\n"
         f"             {OUTPUT}/result.json, {OUTPUT}/*/metrics.json\n"
         f"             .venv/bin/tensorboard --logdir {OUTPUT}\n"
         "Real COCO:   put it where Detectron2 expects it (datasets/coco) and type\n"
         "             .venv/bin/python tools/train_net.py --num-gpus 8 --config-file \\\n"
-        "               configs/detection/stock/mask_rcnn_R_50_FPN_3x_EvoNormS0.yaml"
+        "               configs/detection/stock/mask_rcnn_R_50_FPN_3x_EvoNormS0.yaml\n"
+        "ImageNet:    .venv/bin/torchrun --nproc_per_node 8 tools/train_gan.py --config-file \\\n"
+        "               configs/gan/imagenet128.yaml DATA.ROOT path/to/imagenet/train"
     )
     return 0
+
+
+def detect() -> dict[str, dict[str, float]]:
+    """Train the detectors; returns the last figures of each."""
+    step("1/6  Making the data set: scenes of real handwritten digits")
+    write_digits(default_folder())
+    for i, norm in enumerate(NORMS, 2):
+        step(f"{i}/6  Training Mask R-CNN R-50-FPN with {norm}, about three minutes on two cores")
+        config = ROOT / f"configs/detection/digits/mask_rcnn_digits_{norm}.yaml"
+        tool("train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", OUTPUT / norm)
+    step("4/6  Drawing predictions beside the ground truth")
+    tool("visualize.py", OUTPUT / NORMS[0], "-o", OUTPUT / NORMS[0] / "predictions.png")
+    return {norm: last_values(OUTPUT / norm) for norm in NORMS}
+
+
+def generate() -> dict[str, dict[str, float]]:
+    """Train the generator; returns its metrics beside those of real images and without training."""
+    step("5/6  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
+    file = ROOT / "configs/gan/digits.yaml"
+    own = ("OUTPUT_DIR", GAN, "TEST.CACHE_DIR", OUTPUT / "cache")
+    tool("train_gan.py", "--config-file", file, "--resume", *own)
+    step("6/6  Measuring it beside real validation scans and an untrained generator")
+    (GAN / "grid.png").unlink(missing_ok=True)
+    tool("sample_gan.py", "grid", GAN, "-o", GAN / "grid.png")
+    cfg = load_config(str(file), [str(x) for x in (*own, "DEVICE", "cpu")])
+    evaluator = Evaluator(cfg, open_dataset(cfg), cfg.DEVICE)
+    trained, _, _, steps = load_generator(GAN)
+    torch.manual_seed(cfg.SEED)
+    return {
+        "real validation scans": evaluator.evaluate_images(
+            open_dataset(cfg, "val").images.split(64)
+        ),
+        "untrained": evaluator.evaluate(build_generator(cfg)),
+        f"after {steps} steps": evaluator.evaluate(trained),
+    }
 
 
 def step(text: str) -> None:
@@ -68,13 +111,13 @@ def last_values(run: Path) -> dict[str, float]:
     return {key: values[key] for key in ["iteration", *FIGURES]}
 
 
-def write_result(results: dict[str, dict[str, float]]) -> None:
+def write_result(results: dict[str, dict[str, dict[str, float]]]) -> None:
     """What was measured, with what and where."""
     result = {
         "command": "make demo",
         "machine": f"{os.cpu_count()} x {platform.machine()} {platform.system()}",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "norms": results,
+        **results,
     }
     (OUTPUT / "result.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")
 

@@ -499,3 +499,12 @@ def test_exported_for_any_batch_size():
     n = torch.export.Dim("n")
     program = torch.export.export(G, (z, y), dynamic_shapes={"z": {0: n}, "y": {0: n}})
     torch.testing.assert_close(program.module()(z[:2], y[:2]), G(z[:2], y[:2]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU's autocast lowers torch.mv")
+def test_spectral_norm_keeps_full_precision_under_autocast():
+    torch.manual_seed(0)
+    layer = layers.conv(8, 16, 3).cuda()
+    expected = layer.eval().weight
+    with torch.autocast("cuda", torch.bfloat16):
+        assert torch.equal(layer.weight, expected)

@@ -16,18 +16,25 @@ def test_demo_ends_with_figures_and_a_sheet(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     monkeypatch.setattr(demo, "write_digits", functools.partial(demo.write_digits, train=8, val=2))
     real = demo.tool
-    short = ("SOLVER.MAX_ITER", 5, "SOLVER.STEPS", "(3,)")
-    monkeypatch.setattr(
-        demo, "tool", lambda name, *a: real(name, *a, *(short if name == "train_net.py" else ()))
-    )
+    short = {
+        "train_net.py": ("SOLVER.MAX_ITER", 5, "SOLVER.STEPS", "(3,)"),
+        "train_gan.py": ("SOLVER.MAX_ITER", 3, "TEST.NUM_SAMPLES", 100),
+    }
+    monkeypatch.setattr(demo, "tool", lambda name, *a: real(name, *a, *short.get(name, ())))
     assert demo.main() == 0
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "output/demo/result.json").read_text())
     for norm in ("EvoNormS0", "GN"):
         row = result["norms"][norm]
         assert row["iteration"] == 5 and 0 <= row["segm/AP"] <= 100 and row["time"] > 0
-        assert f"{norm:<12}{row['bbox/AP']:>8.1f}" in printed
-    assert (tmp_path / "output/demo/EvoNormS0/predictions.png").stat().st_size > 1000
+        assert f"{norm:<24}{row['bbox/AP']:>10.1f}" in printed
+    rows = result["gan"]
+    key = "FID-digits (not comparable with Inception)"
+    assert set(rows) == {"real validation scans", "untrained", "after 3 steps"}
+    assert rows["real validation scans"][key] < 1 < rows["untrained"][key]
+    assert f"{rows['untrained'][key]:>12.2f}" in printed and "not comparable" in printed
+    for picture in ("EvoNormS0/predictions.png", "biggan_EvoNormS0/grid.png"):
+        assert (tmp_path / "output/demo" / picture).stat().st_size > 1000
 
 
 def test_a_failing_tool_ends_the_demo(tmp_path, monkeypatch):

@@ -1,0 +1,106 @@
+"""The processes that torchrun started, on any number of nodes; with one process all is local."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def init(device: str) -> torch.device:
+    """Join the other processes if torchrun started this one.
+
+    Args:
+        device: "cuda": a GPU per process, by its rank in its node; or any other of PyTorch's.
+
+    Returns:
+        this process's device.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if device == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(device)
+
+
+def shut_down() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number; before :func:`init` as torchrun has set it."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes have joined."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for the other processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather(x: Tensor) -> Tensor:
+    """The x (n_i, ...) of all ranks, by rank: (sum of n_i, ...), on every rank and on x's device.
+
+    Ranks may hold different numbers of rows, or none, of the same shape.
+    """
+    if world_size() == 1:
+        return x
+    local = x.to(_device()).contiguous()
+    count = torch.tensor([len(local)], device=local.device)
+    counts = [torch.empty_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(n) for n in counts]
+    padded = local.new_zeros(max(sizes), *local.shape[1:])  # all_gather takes equal shapes only
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, sizes)]).to(x.device)
+
+
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor by its mean over the ranks."""
+    if world_size() > 1:
+        for x in tensors:
+            dist.all_reduce(x)
+            x /= world_size()
+
+
+def wrap(network: nn.Module) -> nn.Module:
+    """The network with its gradients averaged over the ranks; its buffers stay each rank's own."""
+    if world_size() == 1:
+        return network
+    devices = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
+    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+
+
+def no_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager:
+    """While it lasts, and if enabled, gradients of a wrapped network stay on each rank."""
+    if enabled and isinstance(wrapped, DistributedDataParallel):
+        return wrapped.no_sync()
+    return contextlib.nullcontext()
+
+
+def _device() -> torch.device:
+    """Where the backend wants its tensors."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,0 +1,345 @@
+"""The training loop: its steps, its checkpoints, and what it does when training goes wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from evonorm.errors import UserError
+from evonorm_gan import checkpoint, trainer
+from evonorm_gan.data import to_float
+from evonorm_gan.models import build_generator
+from evonorm_gan.trainer import Run, collapsed, train
+
+FID, IS = (f"{name}-digits (not comparable with Inception)" for name in ("FID", "IS"))
+
+
+@pytest.fixture(autouse=True)
+def data(tiny_set, monkeypatch):
+    monkeypatch.setattr(trainer, "open_dataset", lambda cfg: tiny_set)
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """evaluations(fids, scores): evaluations give these; returns the list of evaluated networks."""
+
+    def give(fids, scores=None):
+        values = iter(zip(fids, scores or [1.0] * len(fids)))
+        seen = []
+
+        class Evaluator:
+            def __init__(self, cfg, dataset, device):
+                pass
+
+            def evaluate(self, G, seed):
+                seen.append(copy.deepcopy(G.state_dict()))
+                return dict(zip((FID, IS), next(values)))
+
+        monkeypatch.setattr(trainer, "Evaluator", Evaluator)
+        return seen
+
+    return give
+
+
+def equal(a, b):
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def lines(folder):
+    """The log without times."""
+    found = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    timed = ("time", "images_per_second")
+    return [{k: v for k, v in line.items() if k not in timed} for line in found]
+
+
+class TestResuming:
+    @pytest.mark.parametrize(
+        "overrides",
+        [
+            ("MODEL.NORM", "EvoNormS0", "DATA.FLIP", True, "SOLVER.ORTHO_REG", 1e-4),
+            ("MODEL.NORM", "BN-ReLU", "SOLVER.D_STEPS", 2, "SOLVER.ACCUMULATE", 2),
+            ("SOLVER.AMP", "bf16", "SOLVER.CHANNELS_LAST", True),
+            ("SOLVER.AMP", "fp16", "SOLVER.DIFF_AUGMENT", "color,translation,cutout"),
+        ],
+    )
+    def test_a_resumed_run_equals_an_uninterrupted_one(self, tiny_cfg, tmp_path, overrides):
+        # A checkpoint in the middle of what a line of the log is the mean over.
+        common = ("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.LOG_PERIOD", 2)
+        whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+        train(tiny_cfg(*common, *overrides, "OUTPUT_DIR", whole))
+        shutil.copytree(whole, resumed)  # as if it had been killed in the fifth step
+        (resumed / "model_0000005.pth").unlink()
+        (resumed / "last_checkpoint").write_text("model_0000003.pth")
+        with open(resumed / "metrics.json", "a") as file:
+            file.write('{"step": 5, "lo')
+        torch.manual_seed(11)
+        np.random.seed(11)
+        train(tiny_cfg(*common, *overrides, "OUTPUT_DIR", resumed), resume=True)
+        a, b = (torch.load(f / "model_0000005.pth", weights_only=True) for f in (whole, resumed))
+        assert a.pop("config") != b.pop("config")  # they name their folders
+        assert a["step"] == 5 and a["optimizer_g"]["state"] and a["data"]["batches"] >= 5
+        assert equal(a, b)
+        assert lines(whole) == lines(resumed)
+        assert [line["step"] for line in lines(whole)] == [2, 4, 5]
+
+    def test_an_evaluation_that_was_not_finished_is_made_up(self, tiny_cfg, evaluations, tmp_path):
+        cfg = tiny_cfg("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 4)
+        evaluations([5.0])  # the second evaluation fails
+
+        with pytest.raises(StopIteration):
+            train(cfg)
+        seen = evaluations([3.0])
+        assert train(cfg, resume=True)[FID] == 3.0
+        assert len(seen) == 1
+        assert [line["step"] for line in lines(tmp_path / "run") if FID in line] == [2, 4]
+        assert train(cfg, resume=True)[FID] == 3.0  # nothing is left to do
+        assert len(seen) == 1
+
+    def test_what_would_overwrite_or_mix_runs_is_refused(self, tiny_cfg, tiny_set, tmp_path):
+        cfg = tiny_cfg("SOLVER.MAX_ITER", 1)
+        train(cfg)
+        before = (tmp_path / "run" / "model_0000001.pth").read_bytes()
+        with pytest.raises(UserError, match=r"holds the checkpoints of a run \(model_0000001.pth"):
+            train(cfg)
+        with pytest.raises(UserError, match=r"MODEL.NORM 'BN-ReLU' \(was 'EvoNormS0'\)"):
+            train(tiny_cfg("MODEL.NORM", "BN-ReLU"), resume=True)
+        tiny_set.labels = tiny_set.labels[:-1]
+        with pytest.raises(UserError, match="on 22 images; DATA has 21 now"):
+            train(cfg, resume=True)
+        assert (tmp_path / "run" / "model_0000001.pth").read_bytes() == before
+
+    def test_a_generator_alone_is_no_run(self, tiny_cfg, tmp_path):
+        cfg = tiny_cfg()
+        (tmp_path / "run").mkdir()
+        path = tmp_path / "run" / "model_0000000.pth"
+        checkpoint.save_generator_only(path, build_generator(cfg), cfg, list("0123456789"))
+        path.with_name("last_checkpoint").write_text(path.name)
+        with pytest.raises(UserError, match="not a run to go on with"):
+            train(cfg, resume=True)
+
+    def test_learning_rates_may_be_changed(self, tiny_cfg, tmp_path):
+        train(tiny_cfg("SOLVER.MAX_ITER", 1))
+        train(tiny_cfg("SOLVER.MAX_ITER", 2, "SOLVER.LR_D", 1e-5), resume=True)
+        last = torch.load(tmp_path / "run" / "model_0000002.pth", weights_only=True)
+        assert last["optimizer_d"]["param_groups"][0]["lr"] == 1e-5
+        assert [line["lr_d"] for line in lines(tmp_path / "run")] == [1e-3, 1e-5]
+
+
+class TestSteps:
+    @pytest.fixture
+    def run(self, tiny_cfg, tiny_set):
+        return Run(tiny_cfg(), torch.device("cpu"), tiny_set.classes, len(tiny_set))
+
+    def test_a_step_of_each_network(self, run, tiny_set):
+        """Against plain autograd on copies, and Adam's first step: lr g / (|g| + eps)."""
+        G, D = copy.deepcopy(run.G.network), copy.deepcopy(run.D.network)
+        images, labels = tiny_set.images[:4], tiny_set.labels[:4]
+        ((z, y),) = trainer.draw(run, 1, 0)
+        trainer.discriminator_step(run, 1, 0, images, labels)
+        scores = D(torch.cat([to_float(images), G(z, y).detach()]), torch.cat([labels, y]))
+        loss = (1 - scores[:4]).clamp(min=0).mean() + (1 + scores[4:]).clamp(min=0).mean()
+        assert run.pop_means()["loss_d"] == pytest.approx(loss.item(), rel=1e-5)
+        self.check_adam(run.D, D, loss)
+        assert equal(run.G.network.state_dict(), G.state_dict())
+
+        D = copy.deepcopy(run.D.network)
+        ((z, y),) = trainer.draw(run, 1, 1)
+        trainer.generator_step(run, 1)
+        loss = -D(G(z, y), y).mean()
+        assert run.pop_means() == {"loss_g": pytest.approx(loss.item(), rel=1e-5)}
+        self.check_adam(run.G, G, loss)
+        parameters = zip(run.D.network.parameters(), D.parameters())
+        assert all(torch.equal(p, q) for p, q in parameters)
+
+    def check_adam(self, player, before, loss):
+        gradients = torch.autograd.grad(loss, list(before.parameters()))
+        for p, q, g in zip(player.network.parameters(), before.parameters(), gradients):
+            torch.testing.assert_close(p, q - 1e-3 * g / (g.abs() + 1e-6), atol=2e-5, rtol=1e-4)
+
+    def test_parts_add_up_to_the_whole_batch(self, tiny_cfg, tiny_set):
+        def gradient(parts):
+            cfg = tiny_cfg("SOLVER.ACCUMULATE", parts)
+            run = Run(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
+            for network in (run.G.network, run.D.network):
+                network.eval()  # the parts' power iterations would make other weights of them
+            kept = []
+            run.update = lambda player, step, losses: (
+                kept.append([p.grad.clone() for p in player.network.parameters()])
+                or losses.tolist()
+            )
+            trainer.discriminator_step(run, 1, 0, tiny_set.images[:4], tiny_set.labels[:4])
+            trainer.generator_step(run, 1)
+            return kept, run.pop_means()
+
+        (whole, losses), (parts, part_losses) = gradient(1), gradient(2)
+        for a, b in zip(sum(whole, []), sum(parts, [])):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert losses == pytest.approx(part_losses, rel=1e-4)
+
+    def test_draws_differ_between_steps_and_updates(self, run):
+        drawn = [trainer.draw(run, *at)[0][0] for at in ((1, 0), (1, 1), (2, 0), (1, 0))]
+        assert torch.equal(drawn[0], drawn[3])
+        assert not any(torch.equal(drawn[0], other) for other in drawn[1:3])
+
+    def test_the_global_generators_play_no_part(self, tiny_cfg, tmp_path):
+        states = []
+        for seed in (0, 1):
+            folder = tmp_path / str(seed)
+            cfg = tiny_cfg("OUTPUT_DIR", folder, "SOLVER.DIFF_AUGMENT", "color", "DATA.FLIP", True)
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            train(cfg)
+            states.append(torch.load(folder / "model_0000004.pth", weights_only=True)["ema"])
+        assert equal(*states)
+
+    def test_the_average_is_the_formulas_after_a_copy(self, tiny_cfg, monkeypatch, tmp_path):
+        weights = []
+        real = trainer.update_average
+        monkeypatch.setattr(
+            trainer,
+            "update_average",
+            lambda run, step: (
+                weights.append(run.G.network.embedding.weight.detach().double().clone()),
+                real(run, step),
+            ),
+        )
+        train(tiny_cfg("SOLVER.EMA_START", 2, "SOLVER.EMA_DECAY", 0.9, "MODEL.NORM", "BN-ReLU"))
+        saved = [
+            torch.load(tmp_path / "run" / f"model_000000{i}.pth", weights_only=True) for i in (2, 4)
+        ]
+        assert equal(saved[0]["ema"], saved[0]["generator"])
+        expected = weights[1]
+        for w in weights[2:]:
+            expected = 0.9 * expected + 0.1 * w
+        torch.testing.assert_close(saved[1]["ema"]["embedding.weight"].double(), expected)
+        for name in ("last_norm.running_mean", "last_norm.running_var"):  # buffers are copied
+            assert torch.equal(saved[1]["ema"][name], saved[1]["generator"][name])
+
+    def test_a_batch_that_cannot_be_shared_out(self, tiny_cfg):
+        with pytest.raises(UserError, match="BATCH_SIZE 4 can't be divided by 1 processes times"):
+            train(tiny_cfg("SOLVER.ACCUMULATE", 3))
+
+
+class TestDivergence:
+    def test_stops_before_the_step_and_names_the_last_good_checkpoint(self, tiny_cfg, tmp_path):
+        folder = tmp_path / "run"
+        train(tiny_cfg("SOLVER.MAX_ITER", 2))
+        with pytest.raises(UserError) as error:
+            train(tiny_cfg("SOLVER.LR_D", 1e30, "SOLVER.MAX_ITER", 50), resume=True)
+        message = str(error.value)
+        assert message.startswith("step ") and "\n" not in message
+        assert f"the last good checkpoint is {checkpoint.find_checkpoint(folder)};" in message
+        assert "--resume with a lower SOLVER.LR_G and SOLVER.LR_D" in message
+        saved = torch.load(checkpoint.find_checkpoint(folder), weights_only=True)
+        for key in ("generator", "discriminator", "ema"):
+            assert all(x.isfinite().all() for x in saved[key].values() if x.is_floating_point())
+
+    @pytest.mark.parametrize("network", ["G", "D"])
+    def test_gradients_that_are_not_finite_stop_it_too(self, tiny_cfg, tiny_set, network):
+        run = Run(tiny_cfg(), torch.device("cpu"), tiny_set.classes, len(tiny_set))
+        player = getattr(run, network)
+        for p in player.network.parameters():
+            p.grad = torch.zeros_like(p)
+        p.grad.view(-1)[0] = float("inf")
+        before = copy.deepcopy(player.network.state_dict())
+        with pytest.raises(UserError, match="loss is 0.5, the norm .*no checkpoint"):
+            run.update(player, 7, torch.tensor([0.5]))
+        assert equal(player.network.state_dict(), before)
+
+    def test_fp16s_scaler_skips_such_a_step_instead(self, tiny_cfg, tiny_set):
+        cfg = tiny_cfg("SOLVER.AMP", "fp16")
+        run = Run(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
+        before, scale = copy.deepcopy(run.G.network.state_dict()), run.G.scaler.get_scale()
+
+        def step():
+            run.G.scaler.scale(torch.zeros(()))
+            for p in run.G.network.parameters():
+                p.grad = torch.full_like(p, float("inf"))
+            run.update(run.G, 1, torch.tensor([0.5]))
+
+        step()
+        assert run.G.scaler.get_scale() == scale / 2
+        assert equal(run.G.network.state_dict(), before)
+        with pytest.raises(UserError, match="or without SOLVER.AMP"):  # but not for ever
+            for _ in range(40):
+                step()
+
+
+class TestEvaluation:
+    def test_the_best_checkpoints_are_kept(self, tiny_cfg, evaluations, tmp_path):
+        seen = evaluations([5.0, 3.0, 4.0], [1.0, 2.0, 2.5])
+        cfg = tiny_cfg("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 6, "SOLVER.KEEP", 1)
+        assert train(cfg) == {FID: 4.0, IS: 2.5}
+        folder = tmp_path / "run"
+        best = {x: checkpoint.load_checkpoint(folder / f"best_{x}.pth") for x in ("fid", "is")}
+        assert {x: data["step"] for x, data in best.items()} == {"fid": 4, "is": 6}
+        assert equal(best["fid"]["ema"], seen[1])
+        assert "optimizer_g" in best["fid"]
+        assert [p.name for p in sorted(folder.glob("model_*"))] == ["model_0000006.pth"]
+
+    def test_a_collapsed_run_stops_and_keeps_its_peak(
+        self, tiny_cfg, evaluations, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(trainer, "LOST", 1e9)
+        evaluations([3.0, 4.0, 5.0, 6.0])
+        cfg = tiny_cfg("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 8, "TEST.STOP_ON_COLLAPSE", True)
+        assert train(cfg)[FID] == 5.0
+        warning = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]
+        assert len(warning) == 1 and str(tmp_path / "run" / "best_fid.pth") in warning[0]
+        assert checkpoint.load_checkpoint(tmp_path / "run" / "best_fid.pth")["step"] == 2
+        assert checkpoint.load_checkpoint(checkpoint.find_checkpoint(tmp_path / "run"))["step"] == 6
+
+    @pytest.mark.parametrize(
+        "fids, losses, expected",
+        [
+            ([1, 2, 3], [0.5, 0.5, 0.001], True),
+            ([1, 2, 3], [0.0, 0.0, 0.1], False),  # D has not won
+            ([1, 3, 2], [0.0, 0.0, 0.0], False),
+            ([9, 1, 2, 3], [0.5, 0.5, 0.5, 0.0], True),
+            ([1, 2], [0.0, 0.0], False),
+        ],
+    )
+    def test_collapse(self, fids, losses, expected):
+        log = []
+        for i, (fid, loss) in enumerate(zip(fids, losses), 1):
+            log += [{"step": 10 * i, "loss_d": loss}, {"step": 10 * i, "FID": fid}]
+        assert collapsed(log, "FID") is expected
+
+
+class TestFiles:
+    def test_what_a_run_leaves(self, tiny_cfg, tmp_path, capsys):
+        cfg = tiny_cfg(
+            "MODEL.NORM", "EvoNormB0", "SOLVER.SAMPLE_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 0
+        )
+        assert train(cfg) == {}
+        folder = tmp_path / "run"
+        names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+        assert {n for n in names if not n.startswith("events")} == {
+            *("config.yaml", "metrics.json", "last_checkpoint", "model_0000004.pth"),
+            *("samples/0000002.png", "samples/0000004.png"),
+        }
+        assert any(n.startswith("events.out.tfevents") for n in names)
+        log = lines(folder)
+        assert [line["step"] for line in log] == [1, 2, 3, 4]
+        keys = {"loss_d", "loss_g", "d_real", "d_fake", "singular_value/G.first"}
+        assert keys | {"singular_value/D.last"} <= log[0].keys()
+        assert not any("blocks" in key for key in log[0])
+        out = capsys.readouterr().out
+        assert "10 classes" in out and "22 images" in out
+        assert "EvoNormB0; parameters: generator " in out
+
+    def test_the_first_lines_count_the_parameters(self, tiny_cfg, tiny_set):
+        cfg = tiny_cfg("MODEL.G_CH", 32, "MODEL.D_CH", 32)
+        run = Run(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
+        counted = [sum(p.numel() for p in x.network.parameters()) for x in (run.G, run.D)]
+        assert all(f"{n:,}" in str(run) for n in counted)

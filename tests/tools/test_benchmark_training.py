@@ -1,0 +1,102 @@
+"""tools/benchmark_training.py on models of milliseconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import benchmark_training as tool
+import pytest
+import torch
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmark_training.py", *map(str, arguments)])
+        status = tool.main()
+        return status, *capsys.readouterr()
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def small(tiny_run):
+    """By model, what makes it a small one; Detectron2's own GN takes no fewer than 32 channels."""
+    values = dict(zip(*[iter(tiny_run("BN")[1])] * 2))
+    widths = [f"{key}.CONV_DIM" for key in ("MODEL.ROI_BOX_HEAD", "MODEL.ROI_MASK_HEAD")]
+    widths += [f"MODEL.RESNETS.{key}" for key in ("STEM_OUT_CHANNELS", "WIDTH_PER_GROUP")]
+    values |= dict.fromkeys([*widths, "MODEL.FPN.OUT_CHANNELS"], "32")
+    values |= {"MODEL.RESNETS.RES2_OUT_CHANNELS": "32", "MODEL.ROI_BOX_HEAD.NUM_CONV": "1"}
+    detector = [x for pair in values.items() for x in pair]
+    gan = ["MODEL.G_CH", "8", "MODEL.D_CH", "8", "SOLVER.BATCH_SIZE", "4"]
+    return {"mask-rcnn-digits": detector, "mask-rcnn-r50-256": detector, "biggan-32": gan}
+
+
+@pytest.mark.parametrize("model", ["mask-rcnn-digits", "mask-rcnn-r50-256", "biggan-32"])
+def test_all_norms_take_turns(run, small, tmp_path, model):
+    file = tmp_path / "r.json"
+    arguments = ("--model", model, "--repeats", 2, "--device", "cpu", "--json", file)
+    status, out, err = run(*arguments, *small[model])
+    assert status == 0, err
+    record = json.loads(file.read_text())
+    assert record["model"] == model
+    assert record["command"].startswith(f"python tools/benchmark_training.py --model {model}")
+    for key in ("device", "processor", "cores", "threads", "backends", "versions"):
+        assert record[key]
+    assert [r["norm"] for r in record["results"]] == ["BN", "GN", "EvoNormB0", "EvoNormS0"]
+    for r in record["results"]:
+        low, high = r["quartiles_s"]
+        assert 0 < r["best_s"] <= r["median_s"] < math.inf
+        assert 0 < low <= r["median_s"] <= high
+        assert f"{r['median_s']:.3f}" in out
+    assert set(record["ratios"]) == {"EvoNormB0 / BN", "EvoNormS0 / GN"}
+    for ratio in record["ratios"].values():
+        low, high = ratio["quartiles"]
+        assert 0 < low <= ratio["median"] <= high < math.inf
+
+
+def test_the_mask_head_has_its_full_batch(small):
+    from detectron2.modeling import build_model
+    from detectron2.utils.events import EventStorage
+
+    from evonorm_d2.run_config import load_config
+
+    file = tool.CONFIGS / tool.DETECTORS["mask-rcnn-digits"][0].format("EvoNormS0")
+    cfg = load_config(str(file), small["mask-rcnn-digits"])
+    batch = tool.random_scenes(cfg)
+    assert [scene["image"].shape for scene in batch] == [(3, 64, 64)] * 2
+    for scene in batch:
+        boxes = scene["instances"].gt_boxes.tensor
+        assert len(boxes) == 2  # a quarter of the 8 regions
+        assert (boxes >= 0).all() and (boxes <= 64).all()
+        # The mask of a box fills it.
+        sides = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        filled = scene["instances"].gt_masks.tensor.sum((1, 2))
+        torch.testing.assert_close(filled.float(), sides, rtol=0.35, atol=0)
+    torch.manual_seed(0)
+    with EventStorage() as storage:
+        build_model(cfg)(batch)
+    assert storage.latest()["roi_head/num_fg_samples"][0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "biggan-33"), "'biggan-33' is not known; known are mask-rcnn-digits, "),
+        (("--model", "biggan-32", "--repeats", 0), "--repeats is 0"),
+        (("--model", "biggan-32", "--json", "nowhere/r.json"), "no folder nowhere"),
+        (("--model", "biggan-64", "MODEL.G_CH", "3"), "ch is 3"),
+        (("--model", "mask-rcnn-digits", "MODEL.NOTHING", "1"), "MODEL.NOTHING"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("benchmark_training.py: ")
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,176 @@
+"""tools/sample_gan.py on checkpoints of small untrained generators."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import sample_gan as tool
+import torch
+from PIL import Image
+
+from evonorm_gan import export, sampling
+from evonorm_gan.checkpoint import load_generator, write_checkpoint
+from evonorm_gan.config import finish_config, get_cfg
+from evonorm_gan.models import build_generator
+
+CLASSES = ["cat", "dog", "owl"]
+SIDE, STEP, GAP = 32, 34, 2
+
+
+@pytest.fixture(scope="module", params=["EvoNormS0", "BN-ReLU"])
+def checkpoint(request, tmp_path_factory):
+    """With other weights in `generator` than in `ema`."""
+    settings = {
+        "DEVICE": "cpu",
+        "MODEL.RESOLUTION": 32,
+        "MODEL.G_CH": 8,
+        "MODEL.NUM_CLASSES": 3,
+        "MODEL.DIM_Z": 16,
+        "MODEL.NORM": request.param,
+        "TEST.BATCH_SIZE": 8,
+        "TEST.STANDING_BATCHES": 2,
+    }
+    cfg = finish_config(get_cfg(), [str(x) for pair in settings.items() for x in pair])
+    states = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        states.append(build_generator(cfg).state_dict())
+    data = {"step": 7, "config": cfg.dump(), "classes": CLASSES}
+    path = tmp_path_factory.mktemp("run") / "model_0000007.pth"
+    write_checkpoint(path, {**data, "ema": states[0], "generator": states[1]})
+    (path.parent / "last_checkpoint").write_text(path.name)
+    return path
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    def run_tool(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sample_gan.py", *map(str, arguments)])
+        try:
+            status = tool.main()
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        finally:
+            torch.set_flush_denormal(False)
+        return status, *capsys.readouterr()
+
+    return run_tool
+
+
+def draw(checkpoint, z, y, truncation=None, batches=2, ema=True):
+    """The images (N, 32, 32, 3) that should be in a picture."""
+    G = load_generator(checkpoint, ema)[0]
+    sampling.standing_statistics(G, batches, 8, 0, truncation)
+    with torch.no_grad():
+        images = G(z, y)
+    return np.rint((images.permute(0, 2, 3, 1).numpy() + 1) * 127.5)
+
+
+def check(path, rows, columns, expected):
+    picture = np.asarray(Image.open(path)).astype(float)
+    assert picture.shape == (rows * STEP + GAP, columns * STEP + GAP, 3)
+    for i, image in enumerate(expected):
+        y, x = (GAP + STEP * j for j in divmod(i, columns))
+        difference = np.abs(picture[y : y + SIDE, x : x + SIDE] - image).max()
+        assert difference <= 1, f"row {i // columns}, column {i % columns}"
+
+
+def latents(num, seed=0, truncation=None):
+    return sampling.latents(num, 16, 3, seed, truncation)[0]
+
+
+def test_grid(checkpoint, call, tmp_path):
+    out = tmp_path / "new" / "grid.png"
+    arguments = ("--classes", "owl", "0", "--per-class", 3, "--seed", 4, "--truncation", 0.5)
+    status, text, _ = call("grid", checkpoint.parent, "-o", out, *arguments)
+    assert status == 0 and "owl, cat" in text and str(out) in text and "step 7" in text
+    z = latents(3, 4, 0.5).repeat(2, 1)
+    check(out, 2, 3, draw(checkpoint, z, torch.tensor([2, 2, 2, 0, 0, 0]), 0.5))
+
+
+def test_grid_of_all_classes(checkpoint, call, tmp_path):
+    out = tmp_path / "grid.png"
+    assert call("grid", checkpoint, "-o", out, "--no-ema", "--standing-batches", 0)[0] == 0
+    y = torch.arange(3).repeat_interleave(8)
+    check(out, 3, 8, draw(checkpoint, latents(8).repeat(3, 1), y, batches=0, ema=False))
+
+
+@pytest.mark.parametrize("along, classes", [("z", ["dog"]), ("y", ["dog", "cat"])])
+def test_interpolate(checkpoint, along, classes, call, tmp_path):
+    out = tmp_path / "line.png"
+    arguments = ("--along", along, "--rows", 2, "--steps", 3, "--classes", *classes)
+    assert call("interpolate", checkpoint, "-o", out, *arguments)[0] == 0
+    z = latents(4)
+    start, end = (z[:2], z[2:]) if along == "z" else (z[:2], z[:2])
+    zs = torch.stack([start, (start + end) / 2, end], 1).flatten(0, 1)
+    table = load_generator(checkpoint)[0].embedding.weight.detach()
+    first, last = table[1], table[1 if along == "z" else 0]
+    check(out, 2, 3, draw(checkpoint, zs, torch.stack([first, (first + last) / 2, last] * 2)))
+
+
+def test_truncation(checkpoint, call, tmp_path):
+    out = tmp_path / "sweep.png"
+    arguments = ("--values", 0.3, 2, "--columns", 2, "--class", "dog", "--seed", 1)
+    status, text, _ = call("truncation", checkpoint, "-o", out, *arguments)
+    assert status == 0 and "0.3, 2" in text
+    rows = [draw(checkpoint, latents(2, 1, t), torch.tensor([1, 1]), t) for t in (0.3, 2.0)]
+    check(out, 2, 2, np.concatenate(rows))
+    assert call("truncation", checkpoint, "-o", tmp_path / "any.png", "--columns", 3)[0] == 0
+    assert Image.open(tmp_path / "any.png").size == (3 * STEP + GAP, 6 * STEP + GAP)
+
+
+def test_image(checkpoint, call, tmp_path):
+    out = tmp_path / "owl.png"
+    assert call("image", checkpoint, "-o", out, "--class", "owl", "--seed", 9)[0] == 0
+    picture = np.asarray(Image.open(out)).astype(float)
+    assert picture.shape == (SIDE, SIDE, 3)
+    assert np.abs(picture - draw(checkpoint, latents(1, 9), torch.tensor([2]))[0]).max() <= 1
+
+
+def test_export(checkpoint, call, tmp_path):
+    out = tmp_path / "new" / "G.pt"
+    status, text, _ = call("export", checkpoint, "-o", out, "--format", "torchscript")
+    assert status == 0 and "z (N, 16)" in text and "at most" in text
+    z, y = latents(4, 3), torch.tensor([0, 1, 2, 2])
+    images = torch.jit.load(out)(z, y).permute(0, 2, 3, 1).numpy()
+    assert np.abs((images + 1) * 127.5 - draw(checkpoint, z, y)).max() <= 0.6
+
+
+def test_a_wrong_export_is_one_line(checkpoint, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    out = tmp_path / "G.pt"
+    status, _, error = call("export", checkpoint, "-o", out, "--format", "torchscript")
+    assert status == 2 and error.count("\n") == 1 and "not written" in error and not out.exists()
+
+
+@pytest.mark.parametrize("checkpoint", ["EvoNormS0"], indirect=True)
+def test_errors_are_one_line(checkpoint, call, tmp_path):
+    out = tmp_path / "out.png"
+
+    def refused(message, *arguments, path=checkpoint):
+        command, *rest = arguments
+        status, _, error = call(command, path, "-o", out, *rest)
+        assert status == 2 and message in error, error
+        assert error.splitlines()[-1].startswith("sample_gan.py") and "Traceback" not in error
+
+    refused("the closest is 'owl'", "image", "--class", "owls")
+    refused(
+        "takes two classes, but --classes gives 1", "interpolate", "--along", "y", "--classes", 1
+    )
+    refused("takes one class, but --classes gives 2", "interpolate", "--classes", "cat", "dog")
+    refused("no such checkpoint", "grid", path=tmp_path / "nothing.pth")
+    refused("is less than 1", "grid", "--per-class", 0)
+    refused("not a finite number above 0", "grid", "--truncation", "-1")
+    refused("is less than 0, or huge", "grid", "--seed", 2**64)
+    refused("--device nonsense", "grid", "--device", "nonsense")
+    assert list(tmp_path.iterdir()) == []
+
+    assert call("image", checkpoint, "-o", tmp_path / "x.jpg", "--class", 0)[0] == 2
+    out.write_text("mine")
+    refused("exists already", "grid")
+    assert out.read_text() == "mine"
+    (tmp_path / "folder").write_text("a file")
+    status, _, error = call("grid", checkpoint, "-o", tmp_path / "folder" / "x.png")
+    assert status == 2 and error.count("\n") == 1 and "folder" in error

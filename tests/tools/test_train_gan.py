@@ -1,0 +1,156 @@
+"""tools/train_gan.py, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import train_gan as tool
+
+from evonorm_gan import distributed
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "gan" / "digits.yaml")
+SETTINGS = (
+    "DEVICE cpu MODEL.DIM_Z 8 MODEL.G_CH 8 MODEL.D_CH 8 SOLVER.BATCH_SIZE 4 SOLVER.MAX_ITER 8 "
+    "SOLVER.LOG_PERIOD 1 SOLVER.CHECKPOINT_PERIOD 1 SOLVER.SAMPLE_PERIOD 0 TEST.EVAL_PERIOD -1"
+).split()
+
+
+def command(folder, *overrides, flags=()):
+    values = [*SETTINGS, "OUTPUT_DIR", str(folder), *map(str, overrides)]
+    return [str(ROOT / "tools" / "train_gan.py"), "--config-file", CONFIG, *flags, *values]
+
+
+def run(arguments, *launcher):
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lines(folder):
+    timed = ("time", "images_per_second")
+    found = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in timed} for line in found]
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_sigkill_and_resumed_equals_one_never_stopped(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(command(whole))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, *command(killed)]
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (killed / "model_0000003.pth").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    tag = (killed / "last_checkpoint").read_text()
+    last = torch.load(killed / tag, weights_only=True)["step"]  # is whole
+    assert 2 <= last < 8
+    assert f"goes on after step {last}\n" in run(command(killed, flags=["--resume"]))
+    a, b = (torch.load(f / "model_0000008.pth", weights_only=True) for f in (whole, killed))
+    assert a.pop("config") != b.pop("config")  # they name their folders
+    assert equal(a, b)
+    assert [line["step"] for line in lines(killed)] == list(range(1, 9))
+    assert lines(whole) == lines(killed)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_under_torchrun(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    overrides = ("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 0, "TEST.NUM_SAMPLES", 100)
+    cache = ("TEST.CACHE_DIR", tmp_path / "cache", "MODEL.NORM", "BN-ReLU")
+    out = run(command(tmp_path / "run", *overrides, *cache), *launcher)
+    assert "2 processes" in out and out.count("step 1:") == 1
+    first, second, results = lines(tmp_path / "run")
+    assert first.keys() == second.keys()
+    fid = results["FID-digits (not comparable with Inception)"]
+    assert fid > 0 and f"FID-digits {fid:.4g}" in out.splitlines()[-1]
+    assert out.splitlines()[-1].count("not comparable with Inception") == 1
+    assert {"best_fid.pth", "best_is.pth"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """main(*arguments): the tool's exit status in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_gan.py", *map(str, arguments)])
+        return tool.main()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["--config-file", "absent.yaml"], "absent.yaml: "),
+        (["--config-file", CONFIG, "MODEL.NORM", "EvoNormS9"], "MODEL.NORM is 'EvoNormS9'"),
+        (["--config-file", CONFIG, "MODEL.NUM_CLASSES", 7], "7"),
+        (["--config-file", CONFIG, "DATA.NAME", "", "DATA.ROOT", "absent"], "absent"),
+        (["--config-file", CONFIG, "SOLVER.ACCUMULATE", 3], "SOLVER.ACCUMULATE 3"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(main, tmp_path, capsys, arguments, line):
+    assert main(*arguments, "OUTPUT_DIR", tmp_path / "run", "DEVICE", "cpu") == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1 and err[0].startswith("train_gan.py: ") and line in err[0]
+
+
+def test_a_folder_with_checkpoints_is_not_written_to(main, tmp_path, capsys):
+    (tmp_path / "best_fid.pth").write_text("a month of training")
+    assert main(*command(tmp_path)[1:]) == 2
+    assert "best_fid.pth): continue it with --resume" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["best_fid.pth"]
+
+
+def test_control_c(main, monkeypatch, capsys):
+    def interrupted(cfg, resume):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "train", interrupted)
+    assert main("--config-file", CONFIG, "DEVICE", "cpu", "--resume") == 130
+    assert "continue with --resume" in capsys.readouterr().err
+
+
+def test_other_faults_keep_their_traceback(main, monkeypatch):
+    def fail(cfg, resume):
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(tool, "train", fail)
+    with pytest.raises(RuntimeError):
+        main("--config-file", CONFIG, "DEVICE", "cpu")
+
+
+def test_one_process_of_several_prints_a_mistake(main, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(tool.time, "sleep", waited.append)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert main("--config-file", "absent.yaml") == 2
+    assert waited and "absent.yaml" in capsys.readouterr().err  # torchrun stops it before that

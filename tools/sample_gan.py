@@ -1,0 +1,196 @@
+"""Draw images from a trained generator as a PNG, or export it to TorchScript or ONNX."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+
+from evonorm.errors import UserError, user_error_line, user_errors
+from evonorm_gan.checkpoint import load_generator
+from evonorm_gan.export import export_onnx, export_torchscript
+from evonorm_gan.sampling import (
+    class_grid,
+    find_class,
+    generate,
+    interpolate,
+    latents,
+    standing_statistics,
+    tile,
+    write_png,
+)
+
+# The commands: each takes the generator and its classes, and returns the picture and its caption.
+
+
+def grid(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Tensor, str]:
+    chosen = [find_class(classes, name) for name in args.classes or classes[:10]]
+    take_statistics(G, args, args.truncation)
+    picture = class_grid(
+        G, chosen, args.per_class, args.seed, args.truncation, batch_size=args.batch_size
+    )
+    return picture, f"rows are the classes {', '.join(classes[i] for i in chosen)}; columns share z"
+
+
+def interpolation(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Tensor, str]:
+    y = [find_class(classes, name) for name in args.classes]
+    if len(y) != 1 + (args.along != "z"):
+        wanted = "one class" if args.along == "z" else "two classes"
+        raise UserError(f"--along {args.along} takes {wanted}, but --classes gives {len(y)}")
+    take_statistics(G, args, args.truncation)
+    z, _ = latents(2 * args.rows, G.dim_z, G.num_classes, args.seed, args.truncation)
+    start, end = z[: args.rows], z[args.rows :]
+    ends = (start, start if args.along == "y" else end)
+    picture = interpolate(G, ends, (y[0], y[-1]), args.steps, batch_size=args.batch_size)
+    return picture, f"each row moves along {args.along}: {' to '.join(classes[i] for i in y)}"
+
+
+def truncation(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Tensor, str]:
+    chosen = None if args.class_name is None else find_class(classes, args.class_name)
+    rows = []
+    for value in args.values:
+        take_statistics(G, args, value)
+        z, y = latents(args.columns, G.dim_z, G.num_classes, args.seed, value, chosen)
+        rows += generate(G, z, y, args.batch_size)
+    picture = tile(torch.cat(rows), args.columns)
+    return picture, f"rows are the truncations {', '.join(f'{t:g}' for t in args.values)}"
+
+
+def image(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Tensor, str]:
+    chosen = find_class(classes, args.class_name)
+    take_statistics(G, args, args.truncation)
+    z, y = latents(1, G.dim_z, G.num_classes, args.seed, args.truncation, chosen)
+    return next(generate(G, z, y))[0], f"class {classes[chosen]}, seed {args.seed}"
+
+
+def export(G: nn.Module, args: argparse.Namespace) -> str:
+    take_statistics(G, args, args.truncation)
+    write = {"torchscript": export_torchscript, "onnx": export_onnx}[args.format]
+    difference = write(G, args.output)
+    return (
+        f"takes z (N, {G.dim_z}) float32 and y (N,) int64; its images in [-1, 1] differ from the "
+        f"generator's by {difference:.1e} at most"
+    )
+
+
+def take_statistics(G: nn.Module, args: argparse.Namespace, truncation: float | None) -> None:
+    """For batch-dependent norms; the same whatever --seed is."""
+    standing_statistics(G, args.standing_batches, args.batch_size, 0, truncation)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A type for argparse: an integer from `least` to what a seed can be."""
+
+    def integer(text: str) -> int:
+        if not least <= int(text) < 2**63:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}, or huge")
+        return int(text)
+
+    return integer
+
+
+def positive(text: str) -> float:
+    if not 0 < float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return float(text)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, about: str, draw: Callable | None, truncated: bool = True) -> Any:
+        c = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        c.set_defaults(draw=draw)
+        c.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder for its last")
+        c.add_argument("-o", "--output", type=Path, required=True, help="a file that isn't there")
+        c.add_argument("--no-ema", action="store_true", help="the weights without averaging")
+        c.add_argument("--device", help="default: cuda if PyTorch sees a GPU, else cpu")
+        c.add_argument(
+            "--standing-batches",
+            type=whole(0),
+            help="for the statistics of a batch-dependent norm; 0 keeps the checkpoint's "
+            "(default: the run's TEST.STANDING_BATCHES)",
+        )
+        if truncated:
+            c.add_argument(
+                "--truncation",
+                type=positive,
+                help="draw z within +-TRUNCATION (default: the run's TEST.TRUNCATION)",
+            )
+        else:
+            c.set_defaults(truncation=None)
+        return c
+
+    c = command("grid", "one class per row, one z per column", grid)
+    c.add_argument("--classes", nargs="+", help="names or indices (default: the first 10)")
+    c.add_argument("--per-class", type=whole(1), default=8, help="default: 8")
+
+    c = command("interpolate", "straight lines between two z or two classes", interpolation)
+    c.add_argument("--along", choices=("z", "y", "both"), default="z", help="default: z")
+    c.add_argument("--classes", nargs="+", required=True, help="one class for z, else two")
+    c.add_argument("--rows", type=whole(1), default=4, help="default: 4")
+    c.add_argument("--steps", type=whole(2), default=8, help="images per row (default: 8)")
+
+    c = command("truncation", "one truncation per row, one z per column", truncation, False)
+    values = [0.2, 0.4, 0.6, 0.8, 1.0, 2.0]
+    c.add_argument("--values", type=positive, nargs="+", default=values, help=f"default: {values}")
+    c.add_argument("--class", dest="class_name", help="default: a random one per column")
+    c.add_argument("--columns", type=whole(1), default=8, help="default: 8")
+
+    c = command("image", "a single image", image)
+    c.add_argument("--class", dest="class_name", required=True, help="name or index")
+
+    for c in commands.choices.values():
+        c.add_argument("--seed", type=whole(0), default=0, help="of z (default: 0)")
+
+    c = command("export", "write the generator as TorchScript or ONNX", None)
+    c.add_argument("--format", choices=("torchscript", "onnx"), required=True)
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> str:
+    """Carry out a command; returns what to tell about it."""
+    if args.output.exists():
+        raise UserError(f"{args.output}: exists already; delete it, or choose another name")
+    if args.draw and args.output.suffix != ".png":
+        raise UserError(f"{args.output}: the name should end in .png, as the picture is a PNG")
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Denormals, frequent in a barely trained model, slow a CPU down 5 to 30 times.
+    torch.set_flush_denormal(device == "cpu")
+    with user_errors(RuntimeError, AssertionError, prefix=f"--device {device}: "):
+        torch.zeros(1, device=device)
+    G, cfg, classes, step = load_generator(args.checkpoint, not args.no_ema, device)
+    args.batch_size = cfg.TEST.BATCH_SIZE
+    if args.standing_batches is None:
+        args.standing_batches = cfg.TEST.STANDING_BATCHES
+    if args.truncation is None:
+        args.truncation = cfg.TEST.TRUNCATION
+    with user_errors(OSError, prefix=f"{args.output}: "):
+        if args.draw:
+            picture, about = args.draw(G, classes, args)
+            write_png(args.output, picture)
+        else:
+            about = export(G, args)
+    return f"{args.output}: {about} (step {step})"
+
+
+def main() -> int:
+    args = parse_arguments()
+    try:
+        print(run(args))
+    except Exception as error:
+        line = user_error_line(error)
+        if line is None:
+            raise
+        print(f"sample_gan.py: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
