@@ -1,7 +1,8 @@
 """The EvoNorms as operators, `torch.ops.evonorm.forward` and its backward pass.
 
 :mod:`.reference` says what they compute and is what runs where a device has no kernel of its own.
-`cpu.cpp` holds the kernels for the CPU, which setup.py builds where there is a compiler.
+`cpu.cpp` holds the kernels for the CPU, which setup.py builds where there is a compiler, and
+`cuda.py` those for NVIDIA GPUs, which run where Triton is installed, as it is beside PyTorch.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Optional
 
 import torch
@@ -117,21 +121,36 @@ def _load() -> bool:
 _NATIVE = _load()
 
 
+@cache
+def _gpu() -> ModuleType:
+    """What runs on GPUs. Imported when needed first, as Triton takes a while."""
+    if torch.version.cuda and os.environ.get("EVONORM_REFERENCE") != "1":
+        with suppress(ImportError):
+            from . import cuda
+
+            return cuda
+    return reference
+
+
+_LIBRARY.impl("forward", lambda *inputs: _gpu().forward(*inputs), "CUDA")
+_LIBRARY.impl("backward", lambda *inputs: _gpu().backward(*inputs), "CUDA")
+
+
 def backends() -> dict[str, str]:
     """What runs the operators on which device."""
     capability = torch.backends.cpu.get_cpu_capability()
     return {
         "cpu": f"native, {capability}" if _NATIVE else "reference",
-        "cuda": "reference",
+        "cuda": "reference" if _gpu() is reference else f"triton {_gpu().triton.__version__}",
     }
 
 
 @contextmanager
 def reference_only() -> Iterator[None]:
-    """Within it, the CPU runs the reference, for tests and benchmarks."""
+    """Within it, CPUs and GPUs run the reference, for tests and benchmarks."""
     library = torch.library.Library("evonorm", "IMPL")
-    for name in ("forward", "backward"):
-        library.impl(name, getattr(reference, name), "CPU", allow_override=True)
+    for name, key in product(("forward", "backward"), ("CPU", "CUDA")):
+        library.impl(name, getattr(reference, name), key, allow_override=True)
     try:
         yield
     finally:

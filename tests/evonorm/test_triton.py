@@ -1,0 +1,438 @@
+"""The Triton kernels: in Triton's interpreter, on a GPU where there is one, and as compiled code.
+
+The interpreter has to be chosen before Triton is imported, so `test_in_the_interpreter` runs this
+file again in a process of its own, where the kernels take the place of those for the CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from evonorm import build_norm_act, functional, ops
+from evonorm.ops.reference import KINDS
+
+pytest.importorskip("triton")
+from evonorm.ops import cuda  # noqa: E402
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU = torch.cuda.is_available() and ops.backends()["cuda"].startswith("triton")
+DEVICE = "cpu" if INTERPRETED else "cuda"
+runs = pytest.mark.skipif(not INTERPRETED and not GPU, reason="in the interpreter or on a GPU")
+on_gpu = pytest.mark.skipif(INTERPRETED or not GPU, reason="on a GPU")
+not_interpreted = pytest.mark.skipif(INTERPRETED, reason="not in the interpreter")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+EPS = 1e-5
+
+forward = torch.ops.evonorm.forward
+backward = torch.ops.evonorm.backward
+
+
+@pytest.fixture(autouse=True)
+def instead_of_those_for_the_cpu():
+    if not INTERPRETED:
+        yield
+        return
+    torch.set_num_threads(1)
+    library = torch.library.Library("evonorm", "IMPL")
+    for name in ("forward", "backward"):
+        library.impl(name, getattr(cuda, name), "CPU", allow_override=True)
+    yield
+    library._destroy()
+
+
+@pytest.fixture
+def schedule(monkeypatch):
+    """schedule(split): whether groups are divided among programs, however small they are."""
+
+    def choose(split):
+        monkeypatch.setattr(cuda, "ON_CHIP", 0 if split else 16384)
+        monkeypatch.setattr(cuda, "TILE", 128 if split else 4096)
+        monkeypatch.setattr(cuda, "_wanted", lambda device: 6 if split else 2)
+
+    return choose
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def arguments(kind, shape, dtype=torch.float32, last=False, per_sample=False, own_var=True):
+    """x, v, var, weight, bias, each requiring its gradient, or None."""
+    n, c = shape[:2]
+    affine = (n, c) if per_sample else (c,)
+    layout = torch.channels_last if last else torch.contiguous_format
+    values = (
+        (2 * random(*shape) + 0.5).contiguous(memory_format=layout),
+        random(c, seed=1) if kind in ("B0", "S0") else None,
+        None if own_var or kind[0] == "S" else random(c, seed=2).abs() + 0.5,
+        random(*affine, seed=3),
+        random(*affine, seed=4),
+    )
+    return [None if t is None else t.to(DEVICE, dtype).requires_grad_() for t in values]
+
+
+def formula(kind, groups, x, v, var, weight, bias):
+    """evonorm.functional, with the batch's variance where none is given."""
+    v = torch.ones((), device=x.device) if v is None else v[:, None, None]
+    if var is None:
+        var = x.var((0, 2, 3), unbiased=False)
+    y = getattr(functional, f"evonorm_{kind.lower()}")(x, v, var[:, None, None], groups, EPS)
+    return y * weight[..., None, None] + bias[..., None, None]
+
+
+def check(kind, groups, inputs, least=1.0):
+    """Output and gradients against the formula in float64."""
+    x, dtype = inputs[0], inputs[0].dtype
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
+    dy = random(*x.shape, seed=9, dtype=dtype).to(DEVICE)
+    expected = formula(kind, groups, *exact)
+    expected.backward(dy.double())
+    y, _, _ = forward(*inputs, groups, EPS, kind)
+    y.backward(dy)
+    for t in (y, x.grad):
+        assert t.is_contiguous() or not x.is_contiguous()
+        assert t.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous()
+    # A sum loses some digits in float32; a result in 16 bits is rounded once.
+    ulps = 0.75 if dtype.itemsize == 2 else 60
+    if INTERPRETED and dtype == torch.bfloat16:  # which the interpreter cuts off
+        ulps = 1.25
+    pairs = [(y, expected)] + [(a.grad, b.grad) for a, b in zip(inputs, exact) if a is not None]
+    for ours, theirs in pairs:
+        assert ours.dtype == dtype
+        bound = ulps * torch.finfo(dtype).eps * max(theirs.abs().max().item(), least)
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=bound)
+
+
+# Of each a tile has several groups, one, or a part of one; with more channels than 3, 5 or 37 and
+# more positions than 25 or 99, as the tile's sides are powers of two; and an own vector width.
+SHAPES = itertools.cycle(
+    [
+        ((2, 8, 4, 4), 4, False),
+        ((1, 6, 7, 7), 2, True),
+        ((3, 5, 1, 1), 5, False),
+        ((1, 8, 11, 9), 1, True),
+        ((1, 37, 2, 3), 1, False),
+        ((2, 4, 8, 8), 2, True),
+        ((2, 6, 5, 5), 2, False),
+    ]
+)
+VARIANTS = [
+    (kind, dtype, last, per_sample, own_var, *next(SHAPES))
+    for kind in KINDS
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for last, per_sample in itertools.product((False, True), repeat=2)
+    for own_var in ((True, False) if kind[0] == "B" else (True,))
+]
+
+
+@runs
+@pytest.mark.parametrize("kind, dtype, last, per_sample, own_var, shape, groups, split", VARIANTS)
+def test_against_the_formula(
+    kind, dtype, last, per_sample, own_var, shape, groups, split, schedule
+):
+    schedule(split)
+    check(kind, groups, arguments(kind, shape, dtype, last, per_sample, own_var))
+
+
+@runs
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@each_kind
+def test_schedules_agree(kind, last, split, schedule):
+    """All on one shape that they divide differently; and twice the same, bit for bit."""
+    schedule(split)
+    results = []
+    for _ in range(2):
+        inputs = arguments(kind, (2, 6, 9, 7), last=last)
+        y, stats, batch_stats = forward(*inputs, 2, EPS, kind)
+        y.sin().sum().backward()
+        results.append([y, stats, batch_stats] + [t.grad for t in inputs if t is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+    with ops.reference_only():
+        wide = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
+        y, stats, batch_stats = forward(*wide, 2, EPS, kind)
+        y.sin().sum().backward()
+    expected = [y, stats, batch_stats] + [t.grad for t in wide if t is not None]
+    for ours, theirs in zip(results[0], expected):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+
+
+@runs
+@pytest.mark.parametrize("offset", [1e3, -1e4])
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+def test_variance_of_an_offset_input(last, split, offset, schedule):
+    """Also where samples differ, and where the first values, zeros, are far from the mean."""
+    schedule(split)
+    x = random(3, 4, 12, 16) + torch.arange(3)[:, None, None, None] + offset
+    x[1, :, 0] = 0
+    x = x.float().to(DEVICE)
+    for kind, groups in (("S0", 2), ("B0", 4)):
+        exact = x.double()
+        layout = torch.channels_last if last else torch.contiguous_format
+        inputs = (x.contiguous(memory_format=layout), *4 * [None])
+        _, stats, batch = forward(*inputs, groups, 0.0, kind)
+        expected = exact.reshape(3, groups, -1).var(2, unbiased=False)
+        assert ((stats[1].double().square() - expected) / expected).abs().max() < 1e-5
+        if kind == "B0":
+            expected = exact.var((0, 2, 3), unbiased=False)
+            assert ((batch[1] - expected) / expected).abs().max() < 1e-5
+
+
+@runs
+@each_kind
+def test_empty(kind):
+    for shape in ((0, 8, 3, 2), (2, 8, 0, 2)):
+        inputs = arguments(kind, shape)
+        y, _, batch_stats = forward(*inputs, 4, EPS, kind)
+        y.sum().backward()
+        assert y.shape == inputs[0].grad.shape == shape
+        assert torch.equal(batch_stats, torch.zeros_like(batch_stats))
+        assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in inputs[1:] if t is not None)
+
+
+@runs
+def test_float16_stays_finite_and_nan_stays():
+    x = torch.full((1, 4, 2, 2), 6e4, dtype=torch.float16, device=DEVICE)
+    assert forward(x, *4 * [None], 2, EPS, "S0")[0].tolist() == x.fill_(65504).tolist()
+    x[0, 0, 0, 0] = torch.nan
+    for kind in KINDS:
+        var = None if kind[0] == "S" else torch.ones(4, device=DEVICE)
+        y, stats, _ = forward(x, None, var, None, None, 2, EPS, kind)
+        assert y[:, :1].isnan().all() and not y[:, 2:].isnan().any()
+        assert stats[:, 0, 0].isnan().all()
+
+
+@runs
+def test_any_strides():
+    """Parts of larger tensors, a transposed map, and one gamma for all samples, expanded."""
+    x = random(2, 12, 5, 6).float().to(DEVICE)[:, ::2].transpose(2, 3)
+    affine = random(2, 12, seed=3).float().to(DEVICE)
+    weight, bias = affine[:, :6], affine[:1, 1::2].expand(2, 6)
+    found = forward(x, None, None, weight, bias, 3, EPS, "S1")[0]
+    expected = formula("S1", 3, x.double(), None, None, weight.double(), bias.double())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert found.is_contiguous()
+
+
+@runs
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"groups": 3}, "3 groups don't divide 8 channels"),
+        ({"kind": "S9"}, "kind should be one of"),
+        ({"weight": torch.ones(7)}, "weight should have the shape"),
+        ({"v": torch.ones(2, 8)}, "v should have the shape"),
+        ({"x": torch.ones(2, 8, 3)}, "x should be"),
+        ({"x": torch.ones(2, 8, 3, 3, dtype=torch.int32)}, "x should be floating-point"),
+    ],
+)
+def test_refuses(wrong, message):
+    right = {"x": torch.ones(2, 8, 3, 3), "v": None, "var": None, "weight": None, "bias": None}
+    given = {**right, "groups": 4, "eps": EPS, "kind": "S0", **wrong}
+    given = {k: t.to(DEVICE) if isinstance(t, torch.Tensor) else t for k, t in given.items()}
+    with pytest.raises((TypeError, ValueError), match=message):
+        forward(**given)
+
+
+@runs
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
+def test_compile_and_export(name, training):
+    layers = [build_norm_act(name, 8, num_groups=4).to(DEVICE).train(training) for _ in range(2)]
+    x = random(2, 8, 5, 3).float().to(DEVICE)
+    if not training:
+        program = torch.export.export(layers[0], (x,))
+        assert forward.default in [n.target for n in program.graph.nodes]
+        torch.testing.assert_close(program.module()(x), layers[0](x))
+    torch.compiler.reset()
+    compiled = torch.compile(layers[1], fullgraph=True, backend="aot_eager")
+    results = []
+    for layer in (layers[0], compiled):
+        a = x.clone().requires_grad_()
+        layer(a).square().sum().backward()
+        results.append(a.grad)
+    torch.testing.assert_close(*results)
+    for ours, theirs in zip(layers[1].parameters(), layers[0].parameters()):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@runs
+@pytest.mark.parametrize("kind", ["S0", "B0"])
+def test_opcheck(kind):
+    inputs = arguments(kind, (2, 8, 3, 5), last=True, per_sample=True)
+    torch.library.opcheck(forward.default, (*inputs, 4, EPS, kind))
+    inputs = [None if t is None else t.detach() for t in inputs]
+    y, *stats = forward(*inputs, 4, EPS, kind)
+    torch.library.opcheck(backward.default, (y, *inputs, *stats, 4, EPS, kind))
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("last", [False, True])
+@each_kind
+def test_shapes_of_models(kind, last, dtype):
+    """As they are divided on the GPU at hand. Gradients of parameters sum up many roundings."""
+    for shape in ((1, 64, 200, 336), (2, 256, 50, 84), (64, 256, 7, 7), (8, 2048, 4, 4)):
+        for own_var in (True, False):
+            check(kind, 32, arguments(kind, shape, dtype, last, own_var=own_var), least=4.0)
+
+
+@on_gpu
+@pytest.mark.parametrize("last", [False, True])
+def test_more_than_2_to_the_31_values(last):
+    if torch.cuda.mem_get_info()[0] < 90e9:
+        pytest.skip("takes up to 90 GB")
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty((3, 32, 4736, 4736), dtype=torch.bfloat16, device=DEVICE, memory_format=layout)
+    x.normal_(generator=torch.Generator(DEVICE).manual_seed(0)).requires_grad_()
+    for kind in ("S0", "B0"):
+        x.grad = None
+        var = None if kind == "S0" else torch.ones(32, device=DEVICE)
+        forward(x, None, var, None, None, 8, EPS, kind)[0].backward(x.detach())
+        end = x.detach()[2:].double().requires_grad_()
+        one = torch.ones(32, device=DEVICE)
+        formula(kind, 8, end, None, var, one, 0 * one).backward(end.detach())
+        torch.testing.assert_close(x.grad[2:].double(), end.grad, rtol=0.01, atol=0.01)
+
+
+@on_gpu
+@each_kind
+def test_memory(kind):
+    """The forward pass takes its output and less than 1 % beside, the backward pass likewise."""
+    inputs = arguments(kind, (2, 256, 100, 168), torch.bfloat16)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, size = torch.cuda.memory_allocated(), inputs[0].nbytes
+    y = forward(*inputs, 32, EPS, kind)[0]
+    assert torch.cuda.max_memory_allocated() - before < 1.01 * size
+    dy = torch.ones_like(y)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    torch.autograd.grad(y, [t for t in inputs if t is not None], dy)
+    assert torch.cuda.max_memory_allocated() - before < 1.02 * size
+
+
+@on_gpu
+def test_reference_only():
+    inputs = arguments("S0", (2, 8, 5, 5))
+    ours = forward(*inputs, 4, EPS, "S0")[0]
+    with torch.profiler.profile() as profile, ops.reference_only():
+        theirs = forward(*inputs, 4, EPS, "S0")[0]
+    assert any("sigmoid" in event.key for event in profile.key_averages())
+    torch.testing.assert_close(ours, theirs)
+
+
+class Recorder:
+    """In place of a kernel, to keep what it would be launched with."""
+
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launches.append((self.kernel, args, options))
+
+
+def machine_code(capability, kernel, args, options):
+    """What Triton makes of a launch: integers are special if 1 or divisible by 16."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    types = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+    constants = dict(zip(kernel.arg_names, args)) | options
+    num_warps = constants.pop("num_warps", 4)
+    signature, hints = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        value = constants[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = types[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif type(value) is int and value != 1 and not kernel.params[i].is_constexpr:
+            signature[name] = "i32"
+        else:
+            signature[name] = "constexpr"
+            continue
+        del constants[name]
+        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            hints[i,] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, hints)
+    return compile(source, GPUTarget("cuda", capability, 32), {"num_warps": num_warps})
+
+
+@not_interpreted
+@pytest.mark.parametrize(
+    "kind, shape, groups, last, own_var, launches",
+    [
+        ("S0", (128, 256, 14, 14), 32, False, True, 2),  # a group in a tile
+        ("S2", (2, 256, 100, 168), 32, True, True, 5),  # in parts
+        ("B0", (512, 256, 7, 7), 32, False, True, 5),  # all samples together
+        ("B1", (8, 37, 9, 9), 1, True, False, 2),
+        ("B0", (1, 1, 1, 1), 1, False, True, 5),  # Triton takes a 1 for a constant
+    ],
+)
+def test_compiles(kind, shape, groups, last, own_var, launches, monkeypatch):
+    """To machine code, without a GPU, for the launches that would take place on one."""
+    monkeypatch.setattr(cuda, "_wanted", lambda device: 528)
+    found = []
+    for name in ("forward", "combine", "backward"):
+        monkeypatch.setattr(cuda.kernels, name, Recorder(getattr(cuda.kernels, name), found))
+    n, c = shape[:2]
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.empty(shape, dtype=torch.bfloat16, device="meta").to(memory_format=layout)
+    v = x.new_empty(c) if kind in ("B0", "S0") else None
+    var = None if own_var else x.new_empty(c)
+    inputs = (x, v, var, x.new_empty(n, c), x.new_empty(c))
+    y, *stats = cuda.forward(*inputs, groups, EPS, kind)
+    cuda.backward(y, *inputs, *stats, groups, EPS, kind)
+    assert len(found) == launches
+    for launch in found:
+        for capability in (80, 90):
+            code = machine_code(capability, *launch)
+            assert f".target sm_{capability}" in code.asm["ptx"] and code.asm["cubin"]
+            assert code.metadata.shared < 48 * 1024
+            if shape[3] % 8 == 0 or last and c % 8 == 0:  # 8 values at a time
+                assert "ld.global.v4" in code.asm["ptx"] or launch[0].__name__ == "combine"
+
+
+def run(*command, **variables):
+    paths = os.pathsep.join(sys.path)
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": paths, **variables},
+        capture_output=True,
+        text=True,
+    )
+
+
+@not_interpreted
+@pytest.mark.slow
+def test_in_the_interpreter():
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+
+
+WITHOUT_TRITON = """
+import sys
+from evonorm import ops
+assert "triton" not in sys.modules  # it takes a while
+sys.modules["triton"] = None
+print(ops.backends()["cuda"])
+"""
+
+
+@not_interpreted
+def test_where_the_reference_stays(monkeypatch):
+    assert run("-c", WITHOUT_TRITON).stdout.strip() == "reference"
+    monkeypatch.setenv("EVONORM_REFERENCE", "1")
+    assert ops._gpu.__wrapped__() is ops.reference
+    monkeypatch.delenv("EVONORM_REFERENCE")
+    monkeypatch.setattr(torch.version, "cuda", None)  # as on AMD's GPUs
+    assert ops._gpu.__wrapped__() is ops.reference
