@@ -24,10 +24,11 @@ def say(line: str) -> None:
         sys.stdout.flush()
 
 
-def progress(steps: range, total: int) -> Iterable[int]:
-    """The steps under a progress bar, which shows nothing where it could not be redrawn."""
+def progress(steps: range, total: int, images: int) -> Iterable[int]:
+    """The steps, of so many images each, under a progress bar, unless it could not be redrawn."""
     hidden = not (distributed.is_main() and sys.stderr.isatty())
-    return tqdm(steps, initial=steps.start - 1, total=total, unit="step", disable=hidden)
+    scale = {"unit": " images", "unit_scale": images}
+    return tqdm(steps, initial=steps.start - 1, total=total, disable=hidden, **scale)
 
 
 class Log:

@@ -71,7 +71,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 
     batches = real_batches(cfg, dataset, run.step * cfg.SOLVER.D_STEPS)
     timer = Timer(cfg)
-    for step in progress(range(run.step + 1, cfg.SOLVER.MAX_ITER + 1), cfg.SOLVER.MAX_ITER):
+    steps = range(run.step + 1, cfg.SOLVER.MAX_ITER + 1)
+    for step in progress(steps, cfg.SOLVER.MAX_ITER, timer.images):
         timer.start()
         for i in range(cfg.SOLVER.D_STEPS):
             discriminator_step(run, step, i, *next(batches))
@@ -496,6 +497,7 @@ class Evaluation:
         """Evaluate the run as it is now. All processes take part."""
         if self.evaluator is None:
             self.evaluator = Evaluator(*self.arguments)
+            say("\n".join(self.evaluator.about))
         results = self.evaluator.evaluate(run.ema.module, seed=self.cfg.SEED)
         # The line last: a run killed before it is evaluated again.
         self._keep_best(run, results)
