@@ -109,7 +109,7 @@ def test_detectron2s_own_tools(digits, tmp_path):
         *("DATASETS.TRAIN", "('digits_train',)", "DATASETS.TEST", "()"),
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),
         *("DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", str(tmp_path / "out")),
-        *("INPUT.MASK_FORMAT", "bitmask"),
+        *("INPUT.MASK_FORMAT", "bitmask", "SOLVER.BASE_LR", "0.001", "SEED", "1"),
         DETECTRON2_ENV_MODULE="evonorm_d2.env",
         DETECTRON2_DATASETS=str(digits.parent),
         IMAGE=str(next(digits.glob("val/*.png"))),
