@@ -24,12 +24,14 @@ from .models import Generator, build_generator
 
 TAG = "last_checkpoint"
 
-# What may differ between a checkpoint and the run that goes on from it, beside DEVICE, OUTPUT_DIR
-# and TEST; the others would make it another run.
+# What may differ between a checkpoint and the run that goes on from it, beside DEVICE and
+# OUTPUT_DIR; the others would make it another run, or its evaluations not comparable.
 MAY_DIFFER = {
     *("SOLVER.MAX_ITER", "SOLVER.LR_G", "SOLVER.LR_D", "SOLVER.AMP", "SOLVER.ACCUMULATE"),
     *("SOLVER.CHANNELS_LAST", "SOLVER.COMPILE", "SOLVER.LOG_PERIOD", "SOLVER.SAMPLE_PERIOD"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP", "DATA.ROOT", "DATA.NUM_WORKERS"),
+    *("TEST.EVAL_PERIOD", "TEST.BATCH_SIZE", "TEST.INCEPTION_WEIGHTS", "TEST.CACHE_DIR"),
+    "TEST.STOP_ON_COLLAPSE",
 }
 
 
@@ -78,8 +80,11 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     if not path.exists():
         raise UserError(f"{path}: there is no such checkpoint or folder")
     tag = path / TAG
-    if not tag.is_file():
-        raise UserError(f"{path}: there is no checkpoint of a run in this folder")
+    if not tag.is_file():  # killed before the first one was written
+        whole = sorted(path.glob("model_*.pth"))
+        if not whole:
+            raise UserError(f"{path}: there is no checkpoint of a run in this folder")
+        return whole[-1]
     newest = path / Path(tag.read_text().strip()).name
     if not newest.is_file():
         raise UserError(f"{tag}: names {newest.name}, which is not there")
@@ -158,9 +163,7 @@ def check_same_run(old: CfgNode, new: CfgNode, path: Path) -> None:
     differing = [
         f"{key} {now[key]!r} (was {was[key]!r})"
         for key in sorted(now)
-        if now[key] != was[key]
-        and key not in MAY_DIFFER
-        and not key.startswith(("DEVICE", "OUTPUT_DIR", "TEST."))
+        if now[key] != was[key] and key not in MAY_DIFFER and key not in ("DEVICE", "OUTPUT_DIR")
     ]
     if differing:
         raise UserError(

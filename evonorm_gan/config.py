@@ -102,6 +102,8 @@ def finish_config(cfg: CfgNode, overrides: Sequence[str] = ()) -> CfgNode:
     with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
         cfg.merge_from_list(list(overrides))
     cfg.DEVICE = cfg.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
+    with user_errors(RuntimeError, prefix="DEVICE: "):
+        torch.device(cfg.DEVICE)
     if cfg.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"DEVICE is {cfg.DEVICE}, but PyTorch sees no GPU: set DEVICE cpu")
     _check(cfg)
@@ -113,7 +115,8 @@ def norm_options(cfg: CfgNode) -> dict[str, Any]:
     """The options of the generator's norm-act, for :func:`evonorm.build_norm_act`."""
     options = {"momentum": cfg.MODEL.MOMENTUM, "sync": cfg.MODEL.SYNC}
     kind = cfg.MODEL.NORM.split("-")[0]
-    options["num_groups"] = cfg.MODEL.NUM_GROUPS or (16 if kind == "GN" else 32)
+    groups = cfg.MODEL.NUM_GROUPS
+    options["num_groups"] = (16 if kind == "GN" else 32) if groups is None else groups
     eps = cfg.MODEL.EPS if cfg.MODEL.EPS is not None else {"BN": 1e-4}.get(kind)
     return options if eps is None else {**options, "eps": eps}
 
@@ -132,17 +135,24 @@ def _check(cfg: CfgNode) -> None:
     counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "KEEP")
     positive = [f"SOLVER.{key}" for key in (*counts, "LR_G", "LR_D")]
     positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH")]
-    for key in [*positive, "TEST.NUM_SAMPLES", "TEST.BATCH_SIZE"]:
+    optional = ("MODEL.NUM_GROUPS", "MODEL.EPS", "TEST.TRUNCATION")
+    for key in optional:
+        if not isinstance(_value(cfg, key), (int, float, type(None))):
+            raise UserError(f"{key} is {_value(cfg, key)!r}, but should be a number, or None")
+    for key in [*positive, "TEST.BATCH_SIZE", *(k for k in optional if _value(cfg, k) is not None)]:
         if _value(cfg, key) <= 0:
             raise UserError(f"{key} is {_value(cfg, key)}, but should be more than 0")
-    for key in ("SEED", "SOLVER.EMA_START", "SOLVER.ORTHO_REG"):
-        if _value(cfg, key) < 0:
-            raise UserError(f"{key} is {_value(cfg, key)}, but should not be negative")
+    zero = ("SEED", "SOLVER.EMA_START", "SOLVER.ORTHO_REG", "SOLVER.EPS", "DATA.NUM_WORKERS")
+    for key in (*zero, "TEST.STANDING_BATCHES"):
+        if not 0 <= _value(cfg, key) < 2**63:
+            raise UserError(f"{key} is {_value(cfg, key)}, but should not be negative, or huge")
+    if cfg.TEST.NUM_SAMPLES < 10:
+        raise UserError(f"TEST.NUM_SAMPLES is {cfg.TEST.NUM_SAMPLES}, but IS takes 10 splits of it")
+    betas = cfg.SOLVER.BETAS
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"SOLVER.BETAS is {betas}, but should be two numbers in [0, 1)")
     if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
         raise UserError(f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}, but should be in [0, 1)")
-    truncation = cfg.TEST.TRUNCATION
-    if truncation is not None and truncation <= 0:
-        raise UserError(f"TEST.TRUNCATION is {truncation}, but should be more than 0, or None")
 
 
 def _value(cfg: CfgNode, key: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -89,7 +90,9 @@ def wrap(network: nn.Module) -> nn.Module:
     if world_size() == 1:
         return network
     devices = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
-    return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    with warnings.catch_warnings():  # newer versions of PyTorch call broadcast_buffers otherwise
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
 
 def no_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager:

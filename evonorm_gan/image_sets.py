@@ -6,8 +6,8 @@ import difflib
 import hashlib
 import inspect
 import io
+import logging
 import os
-import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +22,8 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 
 from evonorm.errors import UserError, one_line, user_errors
+
+log = logging.getLogger(__name__)
 
 TRANSFORM = "square of the short side, antialiased bilinear, RGB; version 1"  # see resize()
 LAYOUT = "a folder per class with its images inside: cat/1.jpg, cat/2.jpg, dog/1.jpg, ..."
@@ -104,7 +106,7 @@ class DecodedSet(ImageSet):
             except UserError as error:
                 if not self.skip_corrupt:
                     raise
-                warnings.warn(f"{error}; the next image takes its place", stacklevel=2)
+                log.warning("%s; the next image takes its place", error)
         raise UserError("DATA.SKIP_CORRUPT: not one of the images can be decoded")
 
     def _decode(self, index: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from fvcore.common.config import CfgNode
@@ -92,10 +92,7 @@ class Evaluator:
         test = self.cfg.TEST
         if truncation == "config":
             truncation = test.TRUNCATION
-        _check_number(test.NUM_SAMPLES, "TEST.NUM_SAMPLES")
         G = copy.deepcopy(G)
-        # As 8-bit images the NaN would look like a colour.
-        G.register_forward_hook(_check_finite)
         sampling.standing_statistics(G, test.STANDING_BATCHES, test.BATCH_SIZE, seed, truncation)
         z, y = sampling.latents(test.NUM_SAMPLES, G.dim_z, G.num_classes, seed, truncation)
         parts = list(shares(test.NUM_SAMPLES, test.BATCH_SIZE))
@@ -162,8 +159,3 @@ def compute_metrics(
 def _check_number(num: int, what: str) -> None:
     if num < SPLITS:
         raise UserError(f"{what}: {num} are too few; IS is a mean over {SPLITS} splits of them")
-
-
-def _check_finite(G: nn.Module, args: Any, images: Tensor) -> None:
-    if not images.isfinite().all():
-        raise UserError("the generator's images hold NaN or infinity: its training has diverged")

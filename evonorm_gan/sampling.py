@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.utils import make_grid
@@ -75,6 +76,9 @@ def generate(G: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64) -> Iterat
 
     Yields:
         (n, 3, R, R) uint8, on the CPU, n <= batch_size.
+
+    Raises:
+        UserError: G makes NaN or infinity, which as 8-bit images would look like a colour.
     """
     device = next(G.parameters()).device
     for zs, ys in zip(z.split(batch_size), y.split(batch_size)):
@@ -82,10 +86,14 @@ def generate(G: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64) -> Iterat
         G.eval()
         try:
             with torch.no_grad():
-                images = to_uint8(G(zs.to(device), ys.to(device)))
+                images = G(zs.to(device), ys.to(device))
         finally:
             G.train(mode)
-        yield images.cpu()
+        if not images.isfinite().all():
+            raise UserError(
+                "the generator's images hold NaN or infinity: its training has diverged"
+            )
+        yield to_uint8(images).cpu()
 
 
 def standing_statistics(
@@ -114,6 +122,30 @@ def standing_statistics(
             )
     finally:
         G.train(mode)
+
+
+def check_statistics(
+    G: nn.Module, own: CfgNode, num_batches: int, truncation: float | None
+) -> None:
+    """Refuse the statistics that G has for another truncation than they were taken at.
+
+    Args:
+        own: the config of G's checkpoint. With TEST.STANDING_BATCHES 0 its statistics are those of
+            TEST.TRUNCATION, as in imported weights.
+        num_batches: for :func:`standing_statistics`; 0 keeps G's.
+        truncation: that images are to be drawn with.
+
+    Raises:
+        UserError: they differ.
+    """
+    dependent = any(getattr(module, "batch_dependent", False) for module in G.modules())
+    taken = own.TEST.TRUNCATION
+    if dependent and num_batches == own.TEST.STANDING_BATCHES == 0 and truncation != taken:
+        raise UserError(
+            f"the statistics in the checkpoint are of truncation {taken}, not {truncation}: import "
+            "the weights for that one, or take 16 batches of statistics (--standing-batches 16, or "
+            "TEST.STANDING_BATCHES 16)"
+        )
 
 
 def _seeds(num: int, seed: int) -> list[int]:

@@ -382,6 +382,11 @@ class Run:
         if distributed.world_size() == 1:
             set_random_state(data["random"])
         self.step, self.sums = data["step"], data["sums"]
+        if self.step > self.cfg.SOLVER.MAX_ITER:
+            raise UserError(
+                f"{path} has done {self.step} steps, but SOLVER.MAX_ITER is "
+                f"{self.cfg.SOLVER.MAX_ITER}"
+            )
 
 
 def average_statistics(network: nn.Module) -> None:
@@ -405,10 +410,12 @@ def check_run(cfg: CfgNode, resume: bool) -> Path | None:
             f"SOLVER.ACCUMULATE {solver.ACCUMULATE}"
         )
     changes(solver.DIFF_AUGMENT)  # raises for an unknown one
-    held = sorted(path.name for path in folder.glob("*.pth"))
-    if held and not resume:
+    held = sorted(folder.glob("*.pth"))
+    kept = [*held, *(folder / name for name in ("metrics.json", "config.yaml"))]
+    if not resume and any(path.exists() for path in kept):
+        found = next(path.name for path in kept if path.exists())
         raise UserError(
-            f"OUTPUT_DIR {folder} holds the checkpoints of a run ({held[-1]}): "
+            f"OUTPUT_DIR {folder} holds a run ({found}): "
             "continue it with --resume, or name another OUTPUT_DIR"
         )
     with user_errors(OSError, prefix="OUTPUT_DIR: "):
@@ -482,8 +489,10 @@ class Evaluation:
 
     def __init__(self, cfg: CfgNode, dataset: Any, device: torch.device, log: Log) -> None:
         self.cfg, self.log = cfg, log
-        self.arguments = (cfg, dataset, device)
-        self.evaluator: Evaluator | None = None
+        # At once, so that nothing it lacks is found out hours later.
+        self.evaluator = Evaluator(cfg, dataset, device) if cfg.TEST.EVAL_PERIOD >= 0 else None
+        if self.evaluator:
+            say("\n".join(self.evaluator.about))
         self.fid, self.inception_score = (
             metric_key(name, cfg.TEST.EXTRACTOR) for name in ("FID", "IS")
         )
@@ -495,9 +504,6 @@ class Evaluation:
 
     def __call__(self, run: Run) -> None:
         """Evaluate the run as it is now. All processes take part."""
-        if self.evaluator is None:
-            self.evaluator = Evaluator(*self.arguments)
-            say("\n".join(self.evaluator.about))
         results = self.evaluator.evaluate(run.ema.module, seed=self.cfg.SEED)
         # The line last: a run killed before it is evaluated again.
         self._keep_best(run, results)

@@ -31,6 +31,7 @@ from evonorm_gan.data import open_dataset
 from evonorm_gan.image_files import image_batches
 from evonorm_gan.metrics import Evaluator
 from evonorm_gan.protocol import format_table, table
+from evonorm_gan.sampling import check_statistics
 
 
 def truncations(text: str) -> list[float | None]:
@@ -79,6 +80,11 @@ def parse() -> argparse.Namespace:
     odd = len(args.arguments) % 2
     args.input = Path(args.arguments[0]) if odd else None
     args.opts = args.arguments[odd:]
+    others = [value for key, value in vars(args).items() if key not in ("table", "json")]
+    if args.table and any(others):
+        parser.error("--table goes with --json only")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed is {args.seed}, but should not be negative, or huge")
     if (args.input is not None) + args.real_val + (args.table is not None) != 1:
         parser.error("give one of INPUT, --real-val and --table")
     if (args.truncation_curve is None) != (args.output is None):
@@ -114,7 +120,6 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.config_file is None:
         raise UserError("--config-file is missing: it names the real images to compare with")
     cfg = load_config(args.config_file, options(args))
-    evaluator = make_evaluator(cfg)
     if args.real_val:
         val = open_dataset(cfg, "val")
         loader = torch.utils.data.DataLoader(
@@ -129,6 +134,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         batches = image_batches(
             args.input, cfg.MODEL.RESOLUTION, cfg.TEST.BATCH_SIZE, cfg.DATA.NUM_WORKERS
         )
+    evaluator = make_evaluator(cfg)
     what = {"images": "real images, split val" if args.real_val else str(args.input)}
     return {**what, **about(evaluator), **evaluator.evaluate_images(batches)}
 
@@ -146,6 +152,8 @@ def evaluate_generator(args: argparse.Namespace) -> dict[str, Any]:
     for key in ("RESOLUTION", "NUM_CLASSES"):
         if cfg.MODEL[key] != own.MODEL[key]:
             raise UserError(f"{path}: its MODEL.{key} is {own.MODEL[key]}, not {cfg.MODEL[key]}")
+    for value in args.truncation_curve or [cfg.TEST.TRUNCATION]:
+        check_statistics(G, own, cfg.TEST.STANDING_BATCHES, value)
     evaluator = make_evaluator(cfg)
     G.to(evaluator.extractor.device)
     what = {"checkpoint": str(path), "step": step, "ema": not args.no_ema, "seed": args.seed}
@@ -155,10 +163,9 @@ def evaluate_generator(args: argparse.Namespace) -> dict[str, Any]:
         return {**what, "truncation": cfg.TEST.TRUNCATION, **results}
     rows = truncation_curve(evaluator, G, args.truncation_curve, args.seed)
     if distributed.is_main():
-        with user_errors(OSError, ValueError, prefix=f"{args.output}: "):
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            draw_curve(rows, cfg.TEST.EXTRACTOR, args.output)
         write_json(args.output.with_suffix(".json"), {**what, "curve": rows})
+        with user_errors(OSError, ValueError, prefix=f"{args.output}: "):
+            draw_curve(rows, cfg.TEST.EXTRACTOR, args.output)
     return {**what, "curve": rows}
 
 
@@ -184,6 +191,8 @@ def write_json(path: Path, results: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.output and args.output.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"{args.output}: name the picture .png, .svg or .pdf")
     beside = args.output.with_suffix(".json") if args.output else None
     for path in (args.json, args.output, beside):
         if path is not None and path.exists():

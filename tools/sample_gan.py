@@ -14,6 +14,7 @@ from evonorm.errors import UserError, user_error_line, user_errors
 from evonorm_gan.checkpoint import load_generator
 from evonorm_gan.export import export_onnx, export_torchscript
 from evonorm_gan.sampling import (
+    check_statistics,
     class_grid,
     find_class,
     generate,
@@ -79,6 +80,7 @@ def export(G: nn.Module, args: argparse.Namespace) -> str:
 
 def take_statistics(G: nn.Module, args: argparse.Namespace, truncation: float | None) -> None:
     """For batch-dependent norms; the same whatever --seed is."""
+    check_statistics(G, args.own, args.standing_batches, truncation)
     standing_statistics(G, args.standing_batches, args.batch_size, 0, truncation)
 
 
@@ -165,6 +167,7 @@ def run(args: argparse.Namespace) -> str:
     with user_errors(RuntimeError, AssertionError, prefix=f"--device {device}: "):
         torch.zeros(1, device=device)
     G, cfg, classes, step = load_generator(args.checkpoint, not args.no_ema, device)
+    args.own = cfg
     args.batch_size = cfg.TEST.BATCH_SIZE
     if args.standing_batches is None:
         args.standing_batches = cfg.TEST.STANDING_BATCHES

@@ -136,10 +136,18 @@ class TestLoading:
 
 def test_another_run_is_told_by_its_keys(tiny_cfg, tmp_path):
     old = tiny_cfg()
-    harmless = ("SOLVER.MAX_ITER", 9, "SOLVER.LR_G", 1e-5, "TEST.NUM_SAMPLES", 7, "OUTPUT_DIR", "x")
+    harmless = ("SOLVER.MAX_ITER", 9, "SOLVER.LR_G", 1e-5, "TEST.EVAL_PERIOD", 7, "OUTPUT_DIR", "x")
     checkpoint.check_same_run(old, tiny_cfg(*harmless), tmp_path)
-    other = tiny_cfg("MODEL.NORM", "BN-ReLU", "SOLVER.D_STEPS", 3, *harmless)
+    other = tiny_cfg("MODEL.NORM", "BN-ReLU", "TEST.NUM_SAMPLES", 21, *harmless)
     with pytest.raises(UserError) as error:
         checkpoint.check_same_run(old, other, tmp_path)
-    assert "MODEL.NORM 'BN-ReLU' (was 'EvoNormS0'), SOLVER.D_STEPS 3 (was 1);" in str(error.value)
-    assert "MAX_ITER" not in str(error.value) and "TEST" not in str(error.value)
+    assert "MODEL.NORM 'BN-ReLU' (was 'EvoNormS0'), TEST.NUM_SAMPLES 21 (was 20);" in str(
+        error.value
+    )
+    assert "MAX_ITER" not in str(error.value) and "EVAL" not in str(error.value)
+
+
+def test_a_run_killed_before_its_first_tag_has_its_checkpoint(tmp_path):
+    for step in (2, 4):
+        (tmp_path / f"model_000000{step}.pth").write_bytes(b"whole")
+    assert checkpoint.find_checkpoint(tmp_path).name == "model_0000004.pth"

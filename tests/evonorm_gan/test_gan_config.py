@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evonorm.errors import UserError
-from evonorm_gan.config import load_config
+from evonorm_gan.config import finish_config, get_cfg, load_config
 from evonorm_gan.models import build_generator
 from evonorm_gan.models.architecture import stage_channels
 
@@ -70,3 +70,22 @@ def test_what_is_wrong_is_named_in_one_line(overrides, line):
     with pytest.raises(UserError) as error:
         load("digits.yaml", *overrides)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("TEST.TRUNCATION", "abc"),
+        ("TEST.NUM_SAMPLES", 9),
+        ("TEST.STANDING_BATCHES", -1),
+        ("MODEL.NUM_GROUPS", 0),
+        ("SOLVER.BETAS", "(2.0, 0.9)"),
+        ("SOLVER.EPS", -1.0),
+        ("SEED", 2**63),
+        ("DEVICE", "xyz"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_its_key(key, value):
+    with pytest.raises(UserError, match=key) as error:
+        finish_config(get_cfg(), [key, str(value)])
+    assert "\n" not in str(error.value)

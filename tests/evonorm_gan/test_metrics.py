@@ -320,9 +320,8 @@ def test_too_few_images_are_refused(digits, tiny_cfg):
         with pytest.raises(ValueError, match=what) as caught:
             Evaluator(tiny_cfg(), as_set(noise(num, 0)), "cpu")
         assert "10 splits" in one_line(caught)
-    evaluator = Evaluator(tiny_cfg("TEST.NUM_SAMPLES", 9), as_set(noise(10, 0)), "cpu")
+    evaluator = Evaluator(tiny_cfg(), as_set(noise(10, 0)), "cpu")
     for call in (
-        lambda: evaluator.evaluate(Generator(32, 4, 10, dim_z=8)),
         lambda: evaluator.evaluate_images(noise(9, 0).split(4)),
         lambda: evaluator.evaluate_images([]),
     ):

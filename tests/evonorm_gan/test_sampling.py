@@ -10,6 +10,7 @@ from scipy import stats
 
 from evonorm.errors import UserError
 from evonorm_gan import sampling
+from evonorm_gan.config import get_cfg
 from evonorm_gan.models import Generator
 
 SIDE, GAP = 32, 2
@@ -220,3 +221,21 @@ def test_find_class():
             sampling.find_class(classes, name)
     with pytest.raises(UserError, match="the closest is 'dog'"):
         sampling.find_class(classes, "dig")
+
+
+def test_statistics_of_another_truncation_are_refused():
+    cfg = get_cfg()
+    cfg.TEST.STANDING_BATCHES, cfg.TEST.TRUNCATION = 0, 1.0
+    G, free = (Generator(32, 8, 10, norm=norm, dim_z=8) for norm in ("BN-ReLU", "EvoNormS0"))
+    with pytest.raises(UserError, match="are of truncation 1.0, not 0.5"):
+        sampling.check_statistics(G, cfg, 0, 0.5)
+    sampling.check_statistics(G, cfg, 0, 1.0)
+    sampling.check_statistics(G, cfg, 16, 0.5)
+    sampling.check_statistics(free, cfg, 0, 0.5)
+
+
+def test_images_of_nan_are_refused():
+    G = Generator(32, 8, 10, dim_z=8)
+    torch.nn.init.constant_(G.last.bias, torch.nan)
+    with pytest.raises(UserError, match="NaN"):
+        next(sampling.generate(G, *sampling.latents(2, 8, 10, 0)))

@@ -106,17 +106,33 @@ class TestResuming:
         assert len(seen) == 1
 
     def test_what_would_overwrite_or_mix_runs_is_refused(self, tiny_cfg, tiny_set, tmp_path):
-        cfg = tiny_cfg("SOLVER.MAX_ITER", 1)
+        cfg = tiny_cfg("SOLVER.MAX_ITER", 2)
         train(cfg)
-        before = (tmp_path / "run" / "model_0000001.pth").read_bytes()
-        with pytest.raises(UserError, match=r"holds the checkpoints of a run \(model_0000001.pth"):
+        before = (tmp_path / "run" / "model_0000002.pth").read_bytes()
+        with pytest.raises(UserError, match=r"holds a run \(model_0000002.pth\)"):
             train(cfg)
+        with pytest.raises(UserError, match=r"has done 2 steps, but SOLVER.MAX_ITER is 1"):
+            train(tiny_cfg("SOLVER.MAX_ITER", 1), resume=True)
         with pytest.raises(UserError, match=r"MODEL.NORM 'BN-ReLU' \(was 'EvoNormS0'\)"):
             train(tiny_cfg("MODEL.NORM", "BN-ReLU"), resume=True)
         tiny_set.labels = tiny_set.labels[:-1]
         with pytest.raises(UserError, match="on 22 images; DATA has 21 now"):
             train(cfg, resume=True)
-        assert (tmp_path / "run" / "model_0000001.pth").read_bytes() == before
+        assert (tmp_path / "run" / "model_0000002.pth").read_bytes() == before
+
+    @pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
+    def test_what_is_left_of_a_run_is_not_overwritten(self, tiny_cfg, tmp_path, name):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).write_text("{}")
+        with pytest.raises(UserError, match=rf"holds a run \({name}\)"):
+            train(tiny_cfg())
+        assert (tmp_path / "run" / name).read_text() == "{}"
+
+    def test_what_evaluation_lacks_is_found_before_the_first_step(self, tiny_cfg, tmp_path):
+        absent = ("TEST.EXTRACTOR", "inception-v3-compat", "TEST.INCEPTION_WEIGHTS", "absent.pth")
+        with pytest.raises(UserError, match="absent.pth"):
+            train(tiny_cfg("TEST.EVAL_PERIOD", 2, *absent))
+        assert not (tmp_path / "run" / "metrics.json").exists()
 
     def test_a_generator_alone_is_no_run(self, tiny_cfg, tmp_path):
         cfg = tiny_cfg()
