@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "detection" / "digits"
 
@@ -53,3 +54,17 @@ def tiny_run():
         return str(file), [*values, *map(str, overrides)]
 
     return arguments
+
+
+@pytest.fixture(scope="session")
+def equal():
+    """equal(a, b): whether two nested states are equal bit for bit."""
+
+    def compare(a, b):
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(compare(a[k], b[k]) for k in a)
+        if isinstance(a, (list, tuple)):
+            return len(a) == len(b) and all(map(compare, a, b))
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+    return compare

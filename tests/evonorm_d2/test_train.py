@@ -40,15 +40,6 @@ def config(tiny_run, tmp_path):
     return make
 
 
-def equal(a, b):
-    """Whether two nested states are equal bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 class TestResume:
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -59,7 +50,7 @@ class TestResume:
             ("DATALOADER.ASPECT_RATIO_GROUPING", False, "DATASETS.TEST", "()", "SEED", -1),
         ],
     )
-    def test_a_resumed_run_equals_an_uninterrupted_one(self, config, tmp_path, overrides):
+    def test_a_resumed_run_equals_an_uninterrupted_one(self, config, tmp_path, overrides, equal):
         common = ("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 3, "INPUT.RANDOM_FLIP")
         overrides = (*common, "horizontal", *overrides)
         states = []

@@ -46,15 +46,6 @@ def evaluations(monkeypatch):
     return give
 
 
-def equal(a, b):
-    """Whether two nested states are equal bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 def lines(folder):
     """The log without times."""
     found = map(json.loads, (folder / "metrics.json").read_text().splitlines())
@@ -72,7 +63,7 @@ class TestResuming:
             ("SOLVER.AMP", "fp16", "SOLVER.DIFF_AUGMENT", "color,translation,cutout"),
         ],
     )
-    def test_a_resumed_run_equals_an_uninterrupted_one(self, tiny_cfg, tmp_path, overrides):
+    def test_a_resumed_run_equals_an_uninterrupted_one(self, tiny_cfg, tmp_path, overrides, equal):
         # A checkpoint in the middle of what a line of the log is the mean over.
         common = ("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.LOG_PERIOD", 2)
         whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -156,7 +147,7 @@ class TestSteps:
     def run(self, tiny_cfg, tiny_set):
         return Run(tiny_cfg(), torch.device("cpu"), tiny_set.classes, len(tiny_set))
 
-    def test_a_step_of_each_network(self, run, tiny_set):
+    def test_a_step_of_each_network(self, run, tiny_set, equal):
         """Against plain autograd on copies, and Adam's first step: lr g / (|g| + eps)."""
         G, D = copy.deepcopy(run.G.network), copy.deepcopy(run.D.network)
         images, labels = tiny_set.images[:4], tiny_set.labels[:4]
@@ -207,7 +198,7 @@ class TestSteps:
         assert torch.equal(drawn[0], drawn[3])
         assert not any(torch.equal(drawn[0], other) for other in drawn[1:3])
 
-    def test_the_global_generators_play_no_part(self, tiny_cfg, tmp_path):
+    def test_the_global_generators_play_no_part(self, tiny_cfg, tmp_path, equal):
         states = []
         for seed in (0, 1):
             folder = tmp_path / str(seed)
@@ -218,7 +209,7 @@ class TestSteps:
             states.append(torch.load(folder / "model_0000004.pth", weights_only=True)["ema"])
         assert equal(*states)
 
-    def test_the_average_is_the_formulas_after_a_copy(self, tiny_cfg, monkeypatch, tmp_path):
+    def test_the_average_is_the_formulas_after_a_copy(self, tiny_cfg, monkeypatch, tmp_path, equal):
         weights = []
         real = trainer.update_average
         monkeypatch.setattr(
@@ -261,7 +252,7 @@ class TestDivergence:
             assert all(x.isfinite().all() for x in saved[key].values() if x.is_floating_point())
 
     @pytest.mark.parametrize("network", ["G", "D"])
-    def test_gradients_that_are_not_finite_stop_it_too(self, tiny_cfg, tiny_set, network):
+    def test_gradients_that_are_not_finite_stop_it_too(self, tiny_cfg, tiny_set, network, equal):
         run = Run(tiny_cfg(), torch.device("cpu"), tiny_set.classes, len(tiny_set))
         player = getattr(run, network)
         for p in player.network.parameters():
@@ -272,7 +263,7 @@ class TestDivergence:
             run.update(player, 7, torch.tensor([0.5]))
         assert equal(player.network.state_dict(), before)
 
-    def test_fp16s_scaler_skips_such_a_step_instead(self, tiny_cfg, tiny_set):
+    def test_fp16s_scaler_skips_such_a_step_instead(self, tiny_cfg, tiny_set, equal):
         cfg = tiny_cfg("SOLVER.AMP", "fp16")
         run = Run(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
         before, scale = copy.deepcopy(run.G.network.state_dict()), run.G.scaler.get_scale()
@@ -292,7 +283,7 @@ class TestDivergence:
 
 
 class TestEvaluation:
-    def test_the_best_checkpoints_are_kept(self, tiny_cfg, evaluations, tmp_path):
+    def test_the_best_checkpoints_are_kept(self, tiny_cfg, evaluations, tmp_path, equal):
         seen = evaluations([5.0, 3.0, 4.0], [1.0, 2.0, 2.5])
         cfg = tiny_cfg("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 6, "SOLVER.KEEP", 1)
         assert train(cfg) == {FID: 4.0, IS: 2.5}

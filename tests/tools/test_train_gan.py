@@ -47,16 +47,8 @@ def lines(folder):
     return [{k: v for k, v in line.items() if k not in timed} for line in found]
 
 
-def equal(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
 @pytest.mark.slow
-def test_a_run_killed_by_sigkill_and_resumed_equals_one_never_stopped(tmp_path):
+def test_a_run_killed_by_sigkill_and_resumed_equals_one_never_stopped(tmp_path, equal):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(command(whole))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
