@@ -99,7 +99,10 @@ setup(
     packages=find_packages(include=["evonorm*"]),
     # The folder itself goes on the path of an editable install, so new packages are found at once.
     package_dir={"": "."},
-    package_data={"evonorm.ops": ["*.cpp", "*.h"]},
+    package_data={
+        "evonorm.ops": ["*.cpp", "*.h"],
+        "evonorm_repro.report": ["*.html", "*.css", "*.js"],
+    },
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildKernels},
     install_requires=["torch>=2.4"],
@@ -129,7 +132,11 @@ setup(
             "torchvision",
             "tqdm",
         ],
+        # Beside "detection" and "gan": the paper's tables, and the report over runs.
+        "repro": ["Jinja2", "plotly", "tabulate"],
+        "ray": ["ray"],  # for tools/reproduce.py --ray
         "dev": [
+            "mkdocstrings-python ; python_version >= '3.11'",
             "onnx",
             "onnxruntime",
             "onnxscript",
@@ -137,8 +144,10 @@ setup(
             "pytorch-fid",  # the tests compare with it, and with the next
             "pytorch-pretrained-biggan",
             "ruff",
+            "selenium",
             "timm",
             "torchvision",
+            "zensical ; python_version >= '3.11'",
         ],
     },
 )

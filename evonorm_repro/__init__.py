@@ -1,0 +1,1 @@
+"""The paper's tables in small: runs, grids of runs, and a report."""
