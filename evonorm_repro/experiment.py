@@ -1,0 +1,208 @@
+"""One of the paper's tables as runs: tune the learning rate, run the seeds, compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Callable
+
+from .grid import Job, failure, finished
+
+TUNING_SEED = 1000  # not one of those that are reported
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column: what a run's `read` calls it, its title, and the digits shown."""
+
+    key: str
+    title: str
+    digits: int = 1
+    higher: bool = True  # is better
+
+
+class Experiment:
+    """What differs between the tables; one subclass each in tables.py.
+
+    Attributes:
+        title: of the table, with what it was measured on.
+        tool, config: paths from the repository's root.
+        norms: the rows.
+        metrics: the columns; the learning rate is chosen by the first.
+        condition: the name of what is varied beside the norm, None if nothing is.
+        conditions: its values; the learning rate is tuned at the first.
+        short: KEY VALUE ... that make a run a short one, to tune by.
+        factors: of the config's learning rate, to choose from; with one nothing is tuned.
+        paper: by norm and condition, what the paper's table has, by metric.
+        baselines: norms that the others are compared with, at the last condition.
+        median_and_best: whether the table shows these too.
+        notes: what a reader must know.
+    """
+
+    title: str
+    tool: str
+    config: str
+    norms: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    condition: str | None = None
+    conditions: tuple[Any, ...] = (None,)
+    short: tuple[str, ...] = ()
+    factors: tuple[float, ...] = (0.5, 1.0, 2.0)
+    paper: dict[tuple[str, Any], dict[str, str]] = {}
+    baselines: tuple[str, ...] = ()
+    median_and_best = False
+    notes: tuple[str, ...] = ()
+
+    def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
+        """KEY VALUE ... of a run, but its seed."""
+        raise NotImplementedError
+
+    def read(self, folder: Path) -> dict[str, float]:
+        """The metrics of a finished run, by key."""
+        raise NotImplementedError
+
+    def describe(self, norm: str) -> dict[str, float]:
+        """Figures of a row that need no run, by title."""
+        return {}
+
+    def prepare(self) -> None:
+        """Make the data, if it is not there."""
+
+
+def reproduce(
+    experiment: Experiment,
+    norms: Sequence[str],
+    seeds: int,
+    out: Path,
+    run: Callable[[list[Job]], None],
+) -> dict[str, Any]:
+    """Run all that is not finished below `out`; returns the rows and how they compare."""
+    experiment.prepare()
+    tuning = {
+        (norm, factor): _job(experiment, out / "tuning", norm, factor)
+        for norm in norms
+        for factor in experiment.factors
+        if len(experiment.factors) > 1
+    }
+    run(list(tuning.values()))
+    tuned = {key: _objective(experiment, job) for key, job in tuning.items()}
+    factor = {norm: _best_factor(experiment, norm, tuned) for norm in norms}
+    jobs = {
+        (norm, condition, seed): _job(experiment, out / "runs", norm, factor[norm], condition, seed)
+        for norm in norms
+        for condition in experiment.conditions
+        for seed in range(seeds)
+    }
+    run(list(jobs.values()))
+    rows = [
+        _row(experiment, norm, condition, [jobs[norm, condition, seed] for seed in range(seeds)])
+        | {"learning rate": f"{factor[norm]:g} x"}
+        | {"tuning": {f"{f:g} x": value for (n, f), value in tuned.items() if n == norm}}
+        for norm in norms
+        for condition in experiment.conditions
+    ]
+    return {"rows": rows, "comparisons": _comparisons(experiment, rows)}
+
+
+def _job(
+    experiment: Experiment,
+    folder: Path,
+    norm: str,
+    factor: float,
+    condition: Any = None,
+    seed: int | None = None,
+) -> Job:
+    """A run of the grid; without a seed one to tune by."""
+    name = [norm.replace("/", "-")]
+    if seed is None:
+        name.append(f"lr{factor:g}")
+        condition, rest = experiment.conditions[0], [*experiment.short, "SEED", str(TUNING_SEED)]
+    else:
+        if experiment.condition:
+            name.append(f"{condition}")
+        name.append(f"seed{seed}")
+        rest = ["SEED", str(seed)]
+    pairs = [*experiment.settings(norm, factor, condition), *rest]
+    settings = dict(zip(pairs[::2], pairs[1::2]))  # a later value replaces an earlier one
+    flat = tuple(x for pair in settings.items() for x in pair)
+    return Job(folder / "_".join(name), experiment.tool, experiment.config, flat)
+
+
+def _objective(experiment: Experiment, job: Job) -> float | None:
+    """The first metric of a run; None if it failed."""
+    if not finished(job):
+        return None
+    value = experiment.read(job.folder)[experiment.metrics[0].key]
+    return value if math.isfinite(value) else None
+
+
+def _best_factor(
+    experiment: Experiment, norm: str, tuned: dict[tuple[str, float], float | None]
+) -> float:
+    sign = 1 if experiment.metrics[0].higher else -1
+    values = {f: sign * x for (n, f), x in tuned.items() if n == norm and x is not None}
+    # Where nothing was tuned, or all failed, the config's own.
+    return max(values, key=values.__getitem__) if values else 1.0
+
+
+def _row(experiment: Experiment, norm: str, condition: Any, jobs: list[Job]) -> dict[str, Any]:
+    row: dict[str, Any] = {"layer": norm}
+    if experiment.condition:
+        row[experiment.condition] = condition
+    read = {seed: experiment.read(job.folder) for seed, job in enumerate(jobs) if finished(job)}
+    row["seeds"] = list(read)
+    row["failed"] = {
+        str(seed): failure(job) or "interrupted"
+        for seed, job in enumerate(jobs)
+        if not finished(job)
+    }
+    for metric in experiment.metrics:
+        row[metric.key] = summarise([values[metric.key] for values in read.values()])
+    row["paper"] = experiment.paper.get((norm, condition), {})
+    row["described"] = experiment.describe(norm)
+    return row
+
+
+def summarise(values: list[float]) -> dict[str, Any] | None:
+    """Mean, spread (standard deviation over seeds, None for one) and the values; None of none."""
+    if not values:
+        return None
+    spread = stdev(values) if len(values) > 1 else None
+    return {"mean": mean(values), "spread": spread, "values": values}
+
+
+def _comparisons(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each layer with each baseline, at the last condition, by Welch's t-test over the seeds."""
+    from scipy.stats import ttest_ind  # slow to import
+
+    last = [r for r in rows if r.get(experiment.condition) == experiment.conditions[-1]]
+    metric = experiment.metrics[0]
+    found = []
+    for base in (row for row in last if row["layer"] in experiment.baselines):
+        for row in last:
+            values, others = ((r[metric.key] or {}).get("values", []) for r in (row, base))
+            if row["layer"] in experiment.baselines or len(values) < 2 or len(others) < 2:
+                continue
+            p = float(ttest_ind(values, others, equal_var=False).pvalue)
+            difference = mean(values) - mean(others)
+            found.append(
+                {
+                    "layer": row["layer"],
+                    "than": base["layer"],
+                    "metric": metric.title,
+                    "difference": difference,
+                    "p": p,
+                    "verdict": _verdict(difference, p, metric.higher),
+                }
+            )
+    return found
+
+
+def _verdict(difference: float, p: float, higher: bool) -> str:
+    if not p < SIGNIFICANT:  # nan too, where all values are alike
+        return "not told apart"
+    return "better" if (difference > 0) == higher else "worse"

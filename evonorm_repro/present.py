@@ -1,0 +1,96 @@
+"""A table's results as strings: for the terminal and, as table.json, for the report."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from tabulate import tabulate
+
+from .experiment import Experiment, Metric
+
+
+def as_table(experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
+    """{"title": ..., "columns": [...], "rows": [[...]], "notes": [...]}, all of them strings.
+
+    A row for each norm, and below it the paper's, if it has one. What is varied beside the norm has
+    a column for each value, as in the paper's table 3.
+    """
+    described = list(results["rows"][0]["described"])
+    columns = [metric.title for metric in experiment.metrics] + described
+    if experiment.condition:
+        columns = [str(condition) for condition in experiment.conditions]
+    rows = []
+    for norm in dict.fromkeys(row["layer"] for row in results["rows"]):
+        own = [row for row in results["rows"] if row["layer"] == norm]
+        cells = [_cell(experiment, row, metric) for row in own for metric in experiment.metrics]
+        cells += [f"{own[0]['described'][title]:.2f}" for title in described]
+        rows.append([norm, own[0]["learning rate"], _seeds(own), *cells])
+        keys = [metric.key for metric in experiment.metrics] + described
+        paper = [row["paper"].get(key, "") for row in own for key in keys]
+        if any(paper):
+            rows.append(["  paper", "", "", *paper])
+    columns = ["layer", "learning rate", "seeds", *columns]
+    notes = _notes(experiment, results)
+    return {"title": experiment.title, "columns": columns, "rows": rows, "notes": notes}
+
+
+def as_text(table: dict[str, Any], style: str = "simple") -> str:
+    """For a terminal, or in another of tabulate's styles."""
+    body = tabulate(
+        table["rows"], table["columns"], style, disable_numparse=True, preserve_whitespace=True
+    )
+    return "\n".join([table["title"], "", body, "", *table["notes"]])
+
+
+def _seeds(rows: list[dict[str, Any]]) -> str:
+    counts = sorted({len(row["seeds"]) for row in rows})
+    failed = sum(len(row["failed"]) for row in rows)
+    return "-".join(map(str, counts)) + (f", {failed} failed" if failed else "")
+
+
+def _cell(experiment: Experiment, row: dict[str, Any], metric: Metric) -> str:
+    """Mean ± spread, of one seed its value; where the paper has them, (median/best)."""
+    found, digits = row[metric.key], metric.digits
+    if found is None:
+        return "-"
+    text = f"{found['mean']:.{digits}f}"
+    if found["spread"] is None:
+        return text
+    text += f" ± {found['spread']:.{digits}f}"
+    if experiment.median_and_best:
+        best = (max if metric.higher else min)(found["values"])
+        text += f" ({median(found['values']):.{digits}f}/{best:.{digits}f})"
+    return text
+
+
+def _notes(experiment: Experiment, results: dict[str, Any]) -> list[str]:
+    rows = results["rows"]
+    notes = [*experiment.notes, "Mean ± standard deviation over seeds"]
+    notes[-1] += " (median/best)." if experiment.median_and_best else "."
+    for row in rows:
+        where = f" at {row[experiment.condition]}" if experiment.condition else ""
+        notes += [f"{row['layer']}{where}, seed {k}: {why}" for k, why in row["failed"].items()]
+    tuned = {row["layer"]: row["tuning"] for row in rows if row["tuning"]}
+    if tuned:
+        metric = experiment.metrics[0]
+        notes.append(
+            f"Learning rates are multiples of the config's, chosen by {metric.title} of a short "
+            "run with a seed of its own:"
+        )
+    for layer, values in tuned.items():
+        cells = (
+            f"{factor}: {'failed' if value is None else format(value, f'.{metric.digits}f')}"
+            for factor, value in values.items()
+        )
+        notes.append(f"{layer}  {', '.join(cells)}")
+    if results["comparisons"]:
+        notes.append("By Welch's t-test over the seeds, not corrected for the number of tests:")
+    return notes + [_sentence(comparison) for comparison in results["comparisons"]]
+
+
+def _sentence(c: dict[str, Any]) -> str:
+    figures = f"{c['metric']} {c['difference']:+.2f}, p = {c['p']:.2g}"
+    if c["verdict"] == "not told apart":
+        return f"{c['layer']} and {c['than']} are not told apart ({figures})"
+    return f"{c['layer']} is {c['verdict']} than {c['than']} ({figures})"

@@ -1,0 +1,256 @@
+"""The paper's tables 2 to 5, each with a small setting and the paper's."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from evonorm.errors import UserError
+from evonorm_gan.protocol import PAPER, read_run
+
+from .experiment import Experiment, Metric
+
+SCALES = ("small", "paper")
+
+
+class Table4(Experiment):
+    """Mask R-CNN: box and mask AP (section 5.4)."""
+
+    tool = "tools/train_net.py"
+    models = ("R-50", "R-101")
+    norms = ("BN-ReLU", "EvoNormB0", "GN-ReLU", "EvoNormS0")
+    baselines = ("BN-ReLU", "GN-ReLU")
+    metrics = tuple(
+        Metric(f"{task}/{ap}", f"{name} {ap}")
+        for task, name in (("bbox", "box"), ("segm", "mask"))
+        for ap in ("AP", "AP50", "AP75")
+    )
+    sites = ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+    notes = ("MAdds are of one image of 1024x1024 pixels.",)
+
+    def __init__(self, scale: str, model: str) -> None:
+        self.scale = scale
+        rows = zip(self.norms, TABLE_4[model])
+        keys = [metric.key for metric in self.metrics] + ["MAdds (B)", "Params (M)"]
+        self.paper = {(norm, None): dict(zip(keys, row.split())) for norm, row in rows}
+        self.title = f"Table 4: Mask R-CNN {model}-FPN on COCO"
+        self.config = f"configs/detection/paper/mask_rcnn_{model.replace('-', '_')}_FPN_GN.yaml"
+        self.base_lr = 0.1
+        if scale == "small":
+            self.title = "Table 4 in small: Mask R-CNN on digits, 600 iterations of 4 images"
+            self.config = "configs/detection/digits/mask_rcnn_digits_GN.yaml"
+            self.base_lr = 0.03
+            self.short = ("SOLVER.MAX_ITER", "150", "SOLVER.STEPS", "(110,135)")
+            self.notes = ("The paper's rows: R-50-FPN on COCO.", *self.notes)
+
+    def prepare(self) -> None:
+        if self.scale == "small":
+            from evonorm_d2.data import default_folder, write_digits
+
+            write_digits(default_folder())
+
+    def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
+        settings = [x for site in self.sites for x in (f"MODEL.{site}.NORM", norm)]
+        settings += ["SOLVER.BASE_LR", f"{factor * self.base_lr:g}"]
+        if self.scale == "small":
+            settings += ["SOLVER.MAX_ITER", "600", "SOLVER.STEPS", "(450,540)"]
+        return settings
+
+    def read(self, folder: Path) -> dict[str, float]:
+        lines = read_metrics(folder)
+        values = {key: value for line in lines for key, value in line.items()}
+        return pick(values, self.metrics, folder)
+
+    def describe(self, norm: str) -> dict[str, float]:
+        from evonorm_d2.analysis import analyze
+        from evonorm_d2.run_config import load_config
+
+        from .grid import ROOT
+
+        settings = [*self.settings(norm, 1.0, None), "MODEL.DEVICE", "meta"]
+        total = analyze(load_config(str(ROOT / self.config), settings))["total"]
+        return {"MAdds (B)": total.madds / 1e9, "Params (M)": total.parameters / 1e6}
+
+
+class Table5(Experiment):
+    """BigGAN-deep: IS and FID at peak (section 5.5)."""
+
+    tool = "tools/train_gan.py"
+    models = ("BigGAN-deep",)
+    norms = ("BN-ReLU", "EvoNormB0", "GN-ReLU", "LN-ReLU", "PixelNorm-ReLU", "EvoNormS0")
+    baselines = ("BN-ReLU", "GN-ReLU")
+    median_and_best = True
+    notes = ("IS and FID are each the best of a run's evaluations.",)
+
+    def __init__(self, scale: str, model: str) -> None:
+        self.scale = scale
+        self.title = "Table 5: the generator of BigGAN-deep on ImageNet at 128x128"
+        self.config = "configs/gan/imagenet128.yaml"
+        self.lr = (5e-5, 2e-4)
+        remark = ""
+        if scale == "small":
+            self.title = "Table 5 in small: BigGAN-deep on digits, 300 steps of 16 images"
+            self.config = "configs/gan/digits.yaml"
+            self.lr = (1e-3, 5e-4)
+            self.short = ("SOLVER.MAX_ITER", "120")
+            remark = "-digits"
+            self.notes = (
+                *self.notes,
+                "IS and FID of digits come from a small classifier of digits: compare them with "
+                "each other, not with the paper's, which are Inception's.",
+            )
+        self.metrics = (
+            Metric("FID", f"FID{remark}", 2, higher=False),
+            Metric("IS", f"IS{remark}", 2),
+        )
+        self.paper = {
+            (layer.split(" ")[0], None): {"IS": score, "FID": distance}
+            for layer, (score, distance) in PAPER.items()
+        }
+
+    def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
+        lr_g, lr_d = (f"{factor * lr:g}" for lr in self.lr)
+        settings = ["MODEL.NORM", norm, "SOLVER.LR_G", lr_g, "SOLVER.LR_D", lr_d]
+        if self.scale == "small":
+            settings += ["SOLVER.MAX_ITER", "300", "SOLVER.SAMPLE_PERIOD", "100"]
+            settings += ["SOLVER.CHECKPOINT_PERIOD", "150", "TEST.EVAL_PERIOD", "100"]
+        return settings
+
+    def read(self, folder: Path) -> dict[str, float]:
+        run = read_run(folder)
+        return {"IS": run.IS, "FID": run.FID}
+
+
+class Classification(Experiment):
+    """Accuracy of image classifiers (section 5.1)."""
+
+    tool = "tools/train_classifier.py"
+    models = ("preact_resnet", "mobilenet_v2")
+    metrics = (Metric("accuracy", "accuracy (%)"),)
+    factors = (0.5, 1.0, 2.0, 4.0)
+    table = 0
+
+    def __init__(self, scale: str, model: str) -> None:
+        self.scale = scale
+        name = {"preact_resnet": "resnet50"}.get(model, model)
+        self.config = f"configs/classification/imagenet_{name}.yaml"
+        self.title = f"Table {self.table}: {model} on ImageNet"
+        self.base_lr = 0.03 if (self.table, model) == (3, "mobilenet_v2") else 0.1
+        if scale == "small":
+            self.base_lr = 0.1
+            name = {"preact_resnet": "digits"}.get(model, f"digits_{model}")
+            self.config = f"configs/classification/{name}.yaml"
+            self.title = f"Table {self.table} in small: {model} on digits, 6 epochs"
+            self.notes = (*self.notes, "The paper's figures: ImageNet.")
+
+    def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
+        lr = f"{factor * self.base_lr:g}"
+        settings = ["MODEL.NORM", norm, "SOLVER.BASE_LR", lr]
+        if condition:
+            settings += ["SOLVER.IMS_PER_WORKER", str(condition)]
+        if self.scale == "small":
+            settings += ["SOLVER.EPOCHS", "6", "SOLVER.WARMUP_EPOCHS", "1.0"]
+        return settings
+
+    def read(self, folder: Path) -> dict[str, float]:
+        values = {key: value for line in read_metrics(folder) for key, value in line.items()}
+        return pick(values, self.metrics, folder)
+
+
+class Table3(Classification):
+    """Accuracy against images per worker, for layers without batch statistics, and BN."""
+
+    table = 3
+    norms = ("BN-ReLU", "GN-ReLU", "GN-Swish", "FRN", "EvoNormS0", "EvoNormS1", "EvoNormS2")
+    baselines = ("BN-ReLU", "GN-ReLU")
+    condition = "ims_per_worker"
+    conditions = (128, 64, 32, 16, 8, 4, 2)
+    notes = (
+        "The learning rate is tuned at 128 images per worker, and scaled linearly from there.",
+    )
+
+    def __init__(self, scale: str, model: str) -> None:
+        super().__init__(scale, model)
+        self.paper = {
+            (norm, images): {"accuracy": cell}
+            for norm, row in zip(self.norms, TABLE_3[model])
+            for images, cell in zip(self.conditions, row.split())
+        }
+
+
+class Table2(Classification):
+    """Accuracy of layers with batch statistics, and of the searches' baselines."""
+
+    table = 2
+    norms = (
+        *("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish", "Random+rej", "RS+rej"),
+        *("EvoNormB0", "EvoNormB1", "EvoNormB2"),
+    )
+    baselines = ("BN-ReLU", "BN-Swish-1")
+
+    def __init__(self, scale: str, model: str) -> None:
+        super().__init__(scale, model)
+        rows = zip(self.norms, TABLE_2[model].split())
+        self.paper = {(norm, None): {"accuracy": cell} for norm, cell in rows}
+
+
+TABLES = {"table2": Table2, "table3": Table3, "table4": Table4, "table5": Table5}
+
+# The paper's figures, in the order of the classes' norms. Table 4: box AP, AP50, AP75, mask AP,
+# AP50, AP75, MAdds (B), Params (M).
+TABLE_4 = {
+    "R-50": (
+        "42.1 62.9 46.2 37.8 60.0 40.6 332.0 46.37",
+        "44.0 65.2 48.1 39.5 62.7 42.4 332.3 46.38",
+        "42.7 63.8 46.6 38.4 61.2 41.2 332.3 46.37",
+        "43.6 64.9 47.9 39.4 62.3 42.7 331.9 46.38",
+    ),
+    "R-101": (
+        "43.8 64.2 48.2 39.2 61.3 42.5 409.8 65.36",
+        "45.1 66.2 49.0 40.1 63.3 43.1 410.1 65.38",
+        "44.0 64.7 48.3 39.4 62.1 42.7 410.3 65.36",
+        "44.5 65.3 48.7 39.6 62.3 42.6 409.7 65.38",
+    ),
+}
+# At 128, 64, 32, 16, 8 and 4 images per worker; the paper has none at 2.
+TABLE_3 = {
+    "preact_resnet": (
+        "76.1 76.2 76.1 75.6 74.3 70.7",
+        "75.4 75.7 75.9 75.8 75.8 75.7",
+        "77.2 77.3 77.2 77.3 77.0 77.3",
+        "75.3 75.8 75.9 75.9 75.8 76.0",
+        "77.4 77.4 77.6 77.3 77.3 77.5",
+        "77.5 77.3 77.4 77.4 77.3 77.4",
+        "76.9 77.3 77.1 77.2 77.1 77.1",
+    ),
+    "mobilenet_v2": (
+        "73.3 73.2 72.7 70.0 64.5 60.4",
+        "71.5 72.6 72.9 72.5 72.7 72.6",
+        "73.4 73.7 73.7 73.6 74.0 73.5",
+        "73.3 73.4 73.5 73.6 73.5 73.5",
+        "74.0 74.0 73.9 73.9 73.9 73.8",
+        "73.7 74.0 73.6 73.7 73.7 73.8",
+        "73.8 73.4 73.7 73.9 73.9 73.8",
+    ),
+}
+TABLE_2 = {
+    "preact_resnet": "76.1 76.1 77.2 77.0 70.2 76.3 77.8 77.5 77.8",
+    "mobilenet_v2": "73.1 74.0 74.4 74.5 1e-3 73.4 75.1 74.5 74.7",
+}
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.json, but for one that was cut short."""
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [json.loads(line) for line in lines if re.fullmatch(r"\{.*\}", line)]
+
+
+def pick(values: dict[str, float], metrics: tuple[Metric, ...], folder: Path) -> dict[str, float]:
+    """The metrics among a run's last values; not finite where COCO had nothing to rate."""
+    missing = [metric.key for metric in metrics if metric.key not in values]
+    if missing:
+        raise UserError(f"{folder}/metrics.json: no {missing[0]} in it")
+    return {metric.key: values.get(metric.key, math.nan) for metric in metrics}

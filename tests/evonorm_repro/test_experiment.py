@@ -1,0 +1,127 @@
+"""Tuning, seeds and comparisons of a table, on runs whose scores are known."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from evonorm_repro.experiment import TUNING_SEED, Experiment, Metric, reproduce, summarise
+from evonorm_repro.grid import run_jobs
+from evonorm_repro.present import as_table, as_text
+
+
+class Scores(Experiment):
+    """A's score is best at half the learning rate, B's at twice; C never ends well."""
+
+    title = "Scores"
+    config = "none.yaml"
+    norms = ("A", "B")
+    baselines = ("A",)
+    metrics = (Metric("score", "score"),)
+    condition, conditions = "size", (8, 2)
+    short = ("SHORT", "1")
+
+    def __init__(self, tool):
+        self.tool = tool
+        self.paper = {("A", 8): {"score": "42.0"}}
+
+    def settings(self, norm, factor, condition):
+        best = {"A": 0.5, "B": 2.0, "C": 1.0}[norm]
+        score = f"{condition} - abs({factor} - {best}) + int(SEED) / 10"
+        settings = ["NORM", norm, "SIZE", str(condition)]
+        return [*settings, *(["FAIL_UNTIL", "9"] if norm == "C" else []), "SCORE", score]
+
+    def read(self, folder):
+        return json.loads((folder / "metrics.json").read_text())
+
+
+def test_each_norm_is_tuned_alike_and_runs_with_its_best(tool, tmp_path):
+    experiment = Scores(tool)
+    results = reproduce(experiment, ["A", "B"], 3, tmp_path, run_jobs)
+    table = as_table(experiment, results)
+    assert table["columns"] == ["layer", "learning rate", "seeds", "8", "2"]
+    assert table["rows"] == [
+        ["A", "0.5 x", "3", "8.1 ± 0.1", "2.1 ± 0.1"],
+        ["  paper", "", "", "42.0", ""],
+        ["B", "2 x", "3", "8.1 ± 0.1", "2.1 ± 0.1"],
+    ]
+    rows = {(row["layer"], row["size"]): row for row in results["rows"]}
+    assert list(rows) == [("A", 8), ("A", 2), ("B", 8), ("B", 2)]
+    assert rows["A", 8]["learning rate"] == "0.5 x"
+    assert rows["B", 2]["learning rate"] == "2 x"
+    assert rows["A", 8]["score"]["values"] == pytest.approx([8, 8.1, 8.2])
+    score = rows["B", 2]["score"]
+    assert [*score["values"], score["mean"], score["spread"]] == pytest.approx(
+        [2, 2.1, 2.2, 2.1, 0.1]
+    )
+    tuning = {"0.5 x": 108 - 1.5, "1 x": 108 - 1.0, "2 x": 108}
+    assert rows["B", 8]["tuning"] == pytest.approx(tuning)
+    assert TUNING_SEED == 1000
+    folders = sorted(path.name for path in (tmp_path / "tuning").iterdir())
+    assert folders == [f"{n}_lr{f}" for n in "AB" for f in ("0.5", "1", "2")]
+    short = json.loads((tmp_path / "tuning/A_lr1/job.json").read_text())["settings"]
+    assert short[-4:] == ["SHORT", "1", "SEED", "1000"]
+    assert len(list((tmp_path / "runs").iterdir())) == 2 * 2 * 3
+
+
+def test_a_norm_that_fails_stays_in_the_table(tool, tmp_path):
+    experiment = Scores(tool)
+    results = reproduce(experiment, ["A", "C"], 2, tmp_path, run_jobs)
+    row = results["rows"][2]
+    assert row["layer"] == "C"
+    assert row["seeds"] == []
+    assert row["score"] is None
+    assert row["failed"] == dict.fromkeys("01", "tool.py: the loss is nan")
+    text = as_text(as_table(experiment, results))
+    assert "0, 4 failed" in text
+    assert "C at 8, seed 1: tool.py: the loss is nan" in text
+    assert "C  0.5 x: failed, 1 x: failed, 2 x: failed" in text
+
+
+def test_one_seed_claims_nothing(tool, tmp_path):
+    experiment = Scores(tool)
+    experiment.factors = (1.0,)
+    results = reproduce(experiment, ["A", "B"], 1, tmp_path, run_jobs)
+    assert not (tmp_path / "tuning").exists()
+    assert results["rows"][0]["learning rate"] == "1 x"
+    assert results["rows"][0]["score"]["spread"] is None
+    assert results["comparisons"] == []
+    assert as_table(experiment, results)["rows"][0] == ["A", "1 x", "1", "7.5", "1.5"]
+
+
+def welch(a, b):
+    """The p-value from the t-distribution's integral, by the trapezoidal rule."""
+    (ma, sa), (mb, sb) = ((sum(x) / 3, summarise(x)["spread"] ** 2 / 3) for x in (a, b))
+    t = abs(ma - mb) / math.sqrt(sa + sb)
+    df = (sa + sb) ** 2 / (sa**2 / 2 + sb**2 / 2)
+    c = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    step = t / 20_000
+    heights = [c * (1 + (i * step) ** 2 / df) ** (-(df + 1) / 2) for i in range(20_001)]
+    return 1 - 2 * step * (sum(heights) - (heights[0] + heights[-1]) / 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "higher", "verdict"),
+    [
+        ([5.0, 5.1, 5.3], True, "better"),
+        ([5.0, 5.1, 5.3], False, "worse"),
+        ([0.9, 1.4, 0.3], True, "not told apart"),
+    ],
+)
+def test_a_difference_is_claimed_only_beyond_the_spread(tool, tmp_path, values, higher, verdict):
+    base = [1.0, 1.2, 0.9]
+
+    class Known(Scores):
+        condition, conditions = None, (None,)
+        metrics = (Metric("score", "score", higher=higher),)
+        factors = (1.0,)
+
+        def settings(self, norm, factor, condition):
+            return ["NORM", norm, "SCORE", f"{base if norm == 'A' else values}[int(SEED)]"]
+
+    results = reproduce(Known(tool), ["A", "B"], 3, tmp_path, run_jobs)
+    (found,) = results["comparisons"]
+    assert (found["layer"], found["than"], found["verdict"]) == ("B", "A", verdict)
+    assert found["p"] == pytest.approx(welch(values, base), abs=1e-6)

@@ -1,0 +1,105 @@
+"""Each table's runs: settings that their tools take, and figures as the tools write them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from evonorm import build_norm_act
+from evonorm.errors import UserError
+from evonorm_gan.metrics import metric_key
+from evonorm_repro.grid import ROOT
+from evonorm_repro.tables import SCALES, TABLES, Table4
+
+LOADERS = {
+    "tools/train_net.py": "evonorm_d2.run_config",
+    "tools/train_gan.py": "evonorm_gan.config",
+    "tools/train_classifier.py": "evonorm_repro.classifier.config",
+}
+EXPERIMENTS = [(t, s, m) for t in TABLES for s in SCALES for m in TABLES[t].models]
+NORM = {
+    "tools/train_net.py": lambda cfg: {
+        cfg.MODEL[site].NORM for site in ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+    },
+}
+
+
+@pytest.mark.parametrize(("table", "scale", "model"), EXPERIMENTS)
+def test_every_run_is_a_config_that_its_tool_takes(table, scale, model):
+    experiment = TABLES[table](scale, model)
+    load = importlib.import_module(LOADERS[experiment.tool]).load_config
+    for norm in experiment.norms:
+        for condition in experiment.conditions:
+            settings = experiment.settings(norm, 2.0, condition)
+            device = "MODEL.DEVICE" if experiment.tool == "tools/train_net.py" else "DEVICE"
+            settings = [*settings, "SEED", "1", device, "cpu"]
+            cfg = load(str(ROOT / experiment.config), settings)
+            found = NORM.get(experiment.tool, lambda cfg: {cfg.MODEL.NORM})(cfg)
+            assert found == {norm} and cfg.SEED == 1
+    if experiment.short:
+        short = load(str(ROOT / experiment.config), [*settings, *experiment.short])
+        assert short.SOLVER.MAX_ITER < cfg.SOLVER.MAX_ITER
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_learning_rate_is_a_multiple_of_the_configs(table):
+    for scale in SCALES:
+        experiment = TABLES[table](scale, TABLES[table].models[0])
+        load = importlib.import_module(LOADERS[experiment.tool]).load_config
+        device = "MODEL.DEVICE" if experiment.tool == "tools/train_net.py" else "DEVICE"
+        key = "LR_G" if table == "table5" else "BASE_LR"
+        config = str(ROOT / experiment.config)
+        own, doubled = (
+            load(config, [*settings, device, "cpu"]).SOLVER[key]
+            for settings in ([], experiment.settings(experiment.norms[0], 2.0, None))
+        )
+        assert doubled == pytest.approx(2 * own)
+
+
+def test_the_papers_figures():
+    table3 = TABLES["table3"]("paper", "preact_resnet").paper
+    assert table3["BN-ReLU", 4] == {"accuracy": "70.7"}  # the paper's collapse
+    assert table3["EvoNormS0", 4] == {"accuracy": "77.5"}
+    assert ("BN-ReLU", 2) not in table3
+    assert TABLES["table3"]("small", "mobilenet_v2").paper["BN-ReLU", 4] == {"accuracy": "60.4"}
+    table2 = TABLES["table2"]("paper", "preact_resnet").paper
+    assert table2["EvoNormB0", None] == {"accuracy": "77.8"}
+    assert table2["RS+rej", None] == {"accuracy": "76.3"}
+    table4 = Table4("paper", "R-50").paper["EvoNormS0", None]
+    assert (table4["bbox/AP"], table4["segm/AP75"]) == ("43.6", "42.7")
+    table5 = TABLES["table5"]("paper", "BigGAN-deep").paper
+    assert table5["EvoNormS0", None] == {"IS": "104.64/113.96", "FID": "6.86/6.26"}
+    assert set(table5) == {(norm, None) for norm in TABLES["table5"].norms}
+    batch = [norm for norm in TABLES["table2"].norms if build_norm_act(norm, 8).batch_dependent]
+    assert set(TABLES["table2"].norms) - set(batch) == {"Random+rej"}
+
+
+def test_detections_figures_are_the_last(tmp_path):
+    lines = [{"iteration": 10, "bbox/AP": 1.0, "total_loss": 3.0}, {"iteration": 20}]
+    for task in ("bbox", "segm"):
+        lines[1] |= {f"{task}/AP": 30.0, f"{task}/AP50": 50.0, f"{task}/AP75": float("nan")}
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.json").write_text(text + '{"bbox/AP": 9')  # cut short
+    found = Table4("small", "R-50").read(tmp_path)
+    assert found["bbox/AP"] == 30.0 and found["segm/AP75"] != found["segm/AP75"]
+    (tmp_path / "metrics.json").write_text(json.dumps(lines[0]))
+    with pytest.raises(UserError, match="no bbox/AP50 in it"):
+        Table4("small", "R-50").read(tmp_path)
+
+
+def test_gans_figures_are_each_at_its_peak(tmp_path):
+    keys = [metric_key(name, "digits") for name in ("IS", "FID")]
+    lines = [dict(zip(keys, pair)) for pair in ((2.0, 9.0), (3.0, 5.0), (2.5, 4.0))]
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.yaml").write_text((ROOT / "configs/gan/digits.yaml").read_text())
+    assert TABLES["table5"]("small", "BigGAN-deep").read(tmp_path) == {"IS": 3.0, "FID": 4.0}
+
+
+def test_madds_and_params_are_the_papers():
+    experiment = Table4("paper", "R-50")
+    found = experiment.describe("EvoNormS0")
+    paper = experiment.paper["EvoNormS0", None]
+    assert f"{found['Params (M)']:.2f}" == paper["Params (M)"]
+    assert found["MAdds (B)"] == pytest.approx(float(paper["MAdds (B)"]), rel=0.003)

@@ -1,0 +1,67 @@
+"""tools/reproduce.py from the command line to the table."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import reproduce
+
+from evonorm_repro.tables import TABLES
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """call(*arguments): the exit status, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
+        return reproduce.main()
+
+    return run
+
+
+@pytest.mark.slow
+def test_table_3_from_nothing(call, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TABLES["table3"], "conditions", (128, 64))
+    arguments = ("table3", "--norms", "BN-ReLU", "EvoNormS0", "--seeds", "1", "--lrs", "1")
+    assert call(*arguments, "--at-once", "2") == 0
+    printed = capsys.readouterr().out
+    out = tmp_path / "output/reproduce/table3_small"
+    results = json.loads((out / "results.json").read_text())
+    rows = {(row["layer"], row["ims_per_worker"]): row for row in results["rows"]}
+    assert set(rows) == {(norm, n) for norm in ("BN-ReLU", "EvoNormS0") for n in (128, 64)}
+    for (norm, images), row in rows.items():
+        lines = (out / f"runs/{norm}_{images}_seed0/metrics.json").read_text().splitlines()
+        assert row["accuracy"]["values"] == [json.loads(lines[-1])["accuracy"]]
+        assert 0 < row["accuracy"]["mean"] <= 100
+        assert f"{row['accuracy']['mean']:.1f}" in printed
+    assert results["command"] == f"tools/reproduce.py {' '.join(arguments)} --at-once 2"
+    assert rows["BN-ReLU", 64]["paper"] == {"accuracy": "76.2"} and "76.2" in printed
+
+    written = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
+    assert call(*arguments) == 0  # all is done
+    assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == written
+    assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]
+    assert call(*arguments[:-1], "3") == 2
+    assert "holds a run of other settings (SOLVER.BASE_LR 0.1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("table4", "--model", "R-18"), "--model R-18: table4 has R-50, R-101"),
+        (("table5", "--norms", "IN"), "--norms IN: known are EvoNormB0, "),
+        (("table2", "--seeds", "0"), "--seeds must be at least 1"),
+        (("table2", "--at-once", "-1"), "--at-once must be at least 1"),
+        (("table2", "--lrs", "1", "-1"), "--lrs must be positive"),
+        (("table2", "--ray", "127.0.0.1:1"), "--ray 127.0.0.1:1: "),
+    ],
+)
+def test_bad_input_is_one_line(call, tmp_path, capsys, arguments, line):
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"reproduce.py: {line}") and error.count("\n") == 1
+    assert not list(tmp_path.glob("output/reproduce/*/*/*"))

@@ -1,0 +1,113 @@
+"""Reproduce one of the paper's tables, in small on the embedded digits or at the paper's size.
+
+Each run has a folder of its own below --out. Run again, it goes on with what is not finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from evonorm import list_norm_acts
+from evonorm.errors import UserError, user_error_line
+from evonorm.files import atomic_write
+from evonorm_repro.experiment import reproduce
+from evonorm_repro.grid import run_jobs
+from evonorm_repro.present import as_table, as_text
+from evonorm_repro.tables import SCALES, TABLES
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    models = "; ".join(f"{name}: {', '.join(t.models)}" for name, t in sorted(TABLES.items()))
+    parser.add_argument("--model", help=f"by default the first of {models}")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="3 by default")
+    parser.add_argument("--norms", nargs="+", metavar="NORM", help="by default the paper's rows")
+    parser.add_argument(
+        "--lrs",
+        nargs="+",
+        type=float,
+        metavar="X",
+        help="multiples of the config's learning rate to choose from; by default 0.5 1 2, "
+        "for classifiers 4 too, at the paper's size 1",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output/reproduce/TABLE_SCALE")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at a time")
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="GPUs for each run; by default all there are"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help="run as tasks on a Ray cluster")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse()
+    try:
+        check(args)
+        with warnings.catch_warnings():
+            # Importing Detectron2 warns that TorchScript is deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            print(run(args))
+    except Exception as error:
+        line = user_error_line(error)
+        if line is None:
+            raise
+        print(f"reproduce.py: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("reproduce.py: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    models = TABLES[args.table].models
+    args.model = args.model or models[0]
+    if args.model not in models:
+        raise UserError(f"--model {args.model}: {args.table} has {', '.join(models)}")
+    unknown = [norm for norm in args.norms or () if norm not in list_norm_acts()]
+    if unknown:
+        raise UserError(f"--norms {unknown[0]}: known are {', '.join(list_norm_acts())}")
+    for name in ("seeds", "at_once"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if any(factor <= 0 for factor in args.lrs or ()):
+        raise UserError("--lrs must be positive")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Do all runs, write results.json and table.json, and return the table as text."""
+    experiment = TABLES[args.table](args.scale, args.model)
+    if args.lrs or args.scale == "paper":
+        experiment.factors = tuple(args.lrs or (1.0,))
+    out = args.out or Path("output/reproduce") / f"{args.table}_{args.scale}"
+    gpus = torch.cuda.device_count() if args.gpus is None else args.gpus
+    grid = partial(run_jobs, at_once=args.at_once, gpus=gpus, ray_address=args.ray)
+    norms = args.norms or experiment.norms
+    results = reproduce(experiment, norms, args.seeds, out.absolute(), grid)
+    table = as_table(experiment, results)
+    about = {
+        "command": shlex.join(["tools/reproduce.py", *sys.argv[1:]]),
+        "machine": f"{os.cpu_count()} x {platform.machine()} {platform.system()}",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "title": experiment.title,
+    }
+    for name, content in (("results.json", about | results), ("table.json", table)):
+        with atomic_write(out / name) as file:
+            file.write(json.dumps(content, indent=2).encode() + b"\n")
+    return f"{as_text(table)}\n\n{out}/results.json"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
