@@ -30,7 +30,8 @@ class Experiment:
 
     Attributes:
         title: of the table, with what it was measured on.
-        tool, config: paths from the repository's root.
+        tool: its path from the repository's root.
+        config: likewise.
         norms: the rows.
         metrics: the columns; the learning rate is chosen by the first.
         condition: the name of what is varied beside the norm, None if nothing is.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evonorm.errors import UserError
+from evonorm_gan.metrics import metric_key
 from evonorm_gan.protocol import PAPER, read_run
 
 from .experiment import Experiment, Metric
@@ -90,21 +91,17 @@ class Table5(Experiment):
         self.title = "Table 5: the generator of BigGAN-deep on ImageNet at 128x128"
         self.config = "configs/gan/imagenet128.yaml"
         self.lr = (5e-5, 2e-4)
-        remark = ""
+        extractor = "inception-v3-compat"
         if scale == "small":
             self.title = "Table 5 in small: BigGAN-deep on digits, 300 steps of 16 images"
             self.config = "configs/gan/digits.yaml"
             self.lr = (1e-3, 5e-4)
             self.short = ("SOLVER.MAX_ITER", "120")
-            remark = "-digits"
-            self.notes = (
-                *self.notes,
-                "IS and FID of digits come from a small classifier of digits: compare them with "
-                "each other, not with the paper's, which are Inception's.",
-            )
+            extractor = "digits"
+            self.notes = (*self.notes, "Those of digits come from a small classifier of digits.")
         self.metrics = (
-            Metric("FID", f"FID{remark}", 2, higher=False),
-            Metric("IS", f"IS{remark}", 2),
+            Metric("FID", metric_key("FID", extractor), 2, higher=False),
+            Metric("IS", metric_key("IS", extractor), 2),
         )
         self.paper = {
             (layer.split(" ")[0], None): {"IS": score, "FID": distance}
@@ -130,11 +127,10 @@ class Classification(Experiment):
     tool = "tools/train_classifier.py"
     models = ("preact_resnet", "mobilenet_v2")
     metrics = (Metric("accuracy", "accuracy (%)"),)
-    factors = (0.5, 1.0, 2.0, 4.0)
+    factors = (0.5, 1.0, 2.0, 4.0, 8.0)
     table = 0
 
     def __init__(self, scale: str, model: str) -> None:
-        self.scale = scale
         name = {"preact_resnet": "resnet50"}.get(model, model)
         self.config = f"configs/classification/imagenet_{name}.yaml"
         self.title = f"Table {self.table}: {model} on ImageNet"
@@ -143,7 +139,7 @@ class Classification(Experiment):
             self.base_lr = 0.1
             name = {"preact_resnet": "digits"}.get(model, f"digits_{model}")
             self.config = f"configs/classification/{name}.yaml"
-            self.title = f"Table {self.table} in small: {model} on digits, 6 epochs"
+            self.title = f"Table {self.table} in small: {model} on digits"
             self.notes = (*self.notes, "The paper's figures: ImageNet.")
 
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
@@ -151,8 +147,6 @@ class Classification(Experiment):
         settings = ["MODEL.NORM", norm, "SOLVER.BASE_LR", lr]
         if condition:
             settings += ["SOLVER.IMS_PER_WORKER", str(condition)]
-        if self.scale == "small":
-            settings += ["SOLVER.EPOCHS", "6", "SOLVER.WARMUP_EPOCHS", "1.0"]
         return settings
 
     def read(self, folder: Path) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Train Mask R-CNN and BigGAN-deep with EvoNorm-S0 on handwritten digits, evaluate, and compare.
 
-Run again after an interruption, it goes on where it stopped.
+It ends with a report, output/demo/report.html. Run again after an interruption, it goes on where
+it stopped.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ def main() -> int:
     for images, row in generators.items():
         print(f"{images:<24}{row[keys[0]]:>10.2f}{row[keys[1]]:>12.2f}")
     write_result({"norms": detectors, "gan": generators})
+    step("7/7  Writing the report over these runs")
+    tool("report.py", OUTPUT, "-o", OUTPUT / "report.html")
     print(
         "\nOne run each of small tasks: that they learn is what it shows, not which is better.\n\n"
-        f"Look at      {sheet}, {grid}\n"
+        f"Look at      {OUTPUT}/report.html, in a browser: curves, tables, pictures\n"
+        f"             {sheet}, {grid}\n"
         f"             {OUTPUT}/result.json, {OUTPUT}/*/metrics.json\n"
         f"             .venv/bin/tensorboard --logdir {OUTPUT}\n"
         "Real COCO:   put it where Detectron2 expects it (datasets/coco) and type\n"
@@ -63,24 +67,24 @@ def main() -> int:
 
 def detect() -> dict[str, dict[str, float]]:
     """Train the detectors; returns the last figures of each."""
-    step("1/6  Making the data set: scenes of real handwritten digits")
+    step("1/7  Making the data set: scenes of real handwritten digits")
     write_digits(default_folder())
     for i, norm in enumerate(NORMS, 2):
-        step(f"{i}/6  Training Mask R-CNN R-50-FPN with {norm}, about three minutes on two cores")
+        step(f"{i}/7  Training Mask R-CNN R-50-FPN with {norm}, about three minutes on two cores")
         config = ROOT / f"configs/detection/digits/mask_rcnn_digits_{norm}.yaml"
         tool("train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", OUTPUT / norm)
-    step("4/6  Drawing predictions beside the ground truth")
+    step("4/7  Drawing predictions beside the ground truth")
     tool("visualize.py", OUTPUT / NORMS[0], "-o", OUTPUT / NORMS[0] / "predictions.png")
     return {norm: last_values(OUTPUT / norm) for norm in NORMS}
 
 
 def generate() -> dict[str, dict[str, float]]:
     """Train the generator; returns its metrics beside those of real images and without training."""
-    step("5/6  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
+    step("5/7  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
     file = ROOT / "configs/gan/digits.yaml"
     own = ("OUTPUT_DIR", GAN, "TEST.CACHE_DIR", OUTPUT / "cache")
     tool("train_gan.py", "--config-file", file, "--resume", *own)
-    step("6/6  Measuring it beside real validation scans and an untrained generator")
+    step("6/7  Measuring it beside real validation scans and an untrained generator")
     (GAN / "grid.png").unlink(missing_ok=True)
     tool("sample_gan.py", "grid", GAN, "-o", GAN / "grid.png")
     cfg = load_config(str(file), [str(x) for x in (*own, "DEVICE", "cpu")])

@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
         type=float,
         metavar="X",
         help="multiples of the config's learning rate to choose from; by default 0.5 1 2, "
-        "for classifiers 4 too, at the paper's size 1",
+        "for classifiers 4 and 8 too, at the paper's size 1",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="output/reproduce/TABLE_SCALE")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at a time")

@@ -35,6 +35,8 @@ def test_demo_ends_with_figures_and_a_sheet(tmp_path, monkeypatch, capsys):
     assert f"{rows['untrained'][key]:>12.2f}" in printed and "not comparable" in printed
     for picture in ("EvoNormS0/predictions.png", "biggan_EvoNormS0/grid.png"):
         assert (tmp_path / "output/demo" / picture).stat().st_size > 1000
+    report = (tmp_path / "output/demo/report.html").read_text()
+    assert all(name in report for name in ("EvoNormS0", "GN", "biggan_EvoNormS0", "FID-digits"))
 
 
 def test_a_failing_tool_ends_the_demo(tmp_path, monkeypatch):

@@ -1,0 +1,86 @@
+"""How runs differ in their settings, and what runs that differ in their seed only give together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from .results import Cell, Figures, find_metrics, last_evaluation
+from .runs import Run
+
+ABSENT = "–"
+OWN = ("OUTPUT_DIR", "TEST.CACHE_DIR")  # change nothing
+
+
+def compare(
+    settings: Sequence[dict[str, str]],
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The keys that differ, with each one's value, and those that are alike."""
+    differ: dict[str, list[str]] = {}
+    alike: dict[str, str] = {}
+    for key in dict.fromkeys(key for values in settings for key in values):
+        found = [values.get(key, ABSENT) for values in settings]
+        if len(set(found)) == 1:
+            alike[key] = found[0]
+        else:
+            differ[key] = found
+    return differ, alike
+
+
+def other_differences(runs: Sequence[Run]) -> list[str]:
+    """The settings beside the layer and the seed in which runs differ: what else may matter."""
+    differ, _ = compare([run.config for run in runs if run.config])
+    return [key for key in differ if key != "SEED" and not _of_layer(key, runs[0])]
+
+
+def _of_layer(key: str, run: Run) -> bool:
+    """Whether a setting says which layer a run has, or nothing at all."""
+    # evonorm_d2.config.resolve swaps the names of a detector's components for a layer's sake.
+    component = run.kind == "detection" and key.startswith("MODEL.") and key.endswith("NAME")
+    return key in OWN or key.endswith(".NORM") or component
+
+
+def over_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs in groups that differ in their seed only, in the order of each first one."""
+    groups: dict[frozenset, list[Run]] = {}
+    for run in runs:
+        settings = frozenset((k, v) for k, v in run.config.items() if k not in (*OWN, "SEED"))
+        groups.setdefault(settings or frozenset([run.index]), []).append(run)
+    return list(groups.values())
+
+
+def seed_figures(groups: Sequence[list[Run]]) -> tuple[list[str], Figures]:
+    """What each group is called, and the median and range of its runs' results.
+
+    FID and IS are each run's at its peak, the others of its last evaluation.
+    """
+    heads = [group[0] for group in groups]
+    differ, _ = compare([head.config for head in heads])
+    names = []
+    for i, head in enumerate(heads):
+        rest = [
+            f"{key} {values[i]}"
+            for key, values in differ.items()
+            if key != "SEED" and not _of_layer(key, head)
+        ]
+        names.append(", ".join([head.norm or head.name, *rest]))
+    metrics = find_metrics([run for group in groups for run in group])
+    figures = Figures([Cell("runs"), *(Cell(m.label, m.remark) for m in metrics)])
+    for i, group in enumerate(groups):
+        figures.rows[i] = [Cell(str(len(group)))]
+        for metric in metrics:
+            values = []
+            for run in group:
+                found = run.finite(metric.key)
+                if metric.peak and found:
+                    values.append(max(found.values(), key=lambda x: metric.sign * x))
+                elif (last := last_evaluation(run)) in found:
+                    values.append(found[last])
+            text = metric.format(median(values) if values else None)
+            remarks = []
+            if len(values) > 1:
+                remarks.append(f"{metric.format(min(values))} to {metric.format(max(values))}")
+            if len(values) < len(group):
+                remarks.append(f"{len(values)} of {len(group)} runs")
+            figures.rows[i].append(Cell(text, ", ".join(remarks)))
+    return names, figures

@@ -1,0 +1,111 @@
+"""A part of the page: what it says of the runs of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import charts, recorded, results
+from .compare import compare, other_differences, over_seeds, seed_figures
+from .figures import Chart
+from .images import Album
+from .runs import Run
+
+TITLES = {
+    "detection": "Detection",
+    "gan": "BigGAN-deep",
+    "classifier": "Classification",
+    "other": "Other runs",
+}
+
+
+@dataclass
+class Part:
+    """What the page says of the runs of one kind."""
+
+    id: str
+    title: str
+    runs: list[Run]
+    figures: results.Figures
+    seeds: tuple[list[str], results.Figures] | None
+    differences: list[str]
+    curves: list[Chart]
+    more: list[Chart]
+    trade: list[Chart]
+    classes: list[tuple[str, Chart | None, dict[str, dict[int, str]]]]
+    samples: dict[int, Any]
+    pictures: dict[int, Any]
+    with_config: list[Run]
+    differ: dict[str, list[str]]
+    alike: dict[str, str]
+    sections: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def marked(self) -> bool:
+        """Whether a best figure is marked."""
+        return any(cell.best for row in self.figures.rows.values() for cell in row)
+
+    def all_charts(self) -> Iterator[Chart]:
+        yield from (*self.curves, *self.more, *self.trade)
+        yield from (chart for _, chart, _ in self.classes if chart)
+
+
+def make_part(kind: str, runs: list[Run], album: Album, total: int) -> Part:
+    """The part of the page on the runs of a kind.
+
+    Args:
+        album: takes their pictures.
+        total: the number of runs in the page.
+    """
+    groups = [group for group in over_seeds(runs) if len(group) > 1]
+    with_config = [run for run in runs if run.config]
+    differ, alike = compare([run.config for run in with_config])
+    curves, more = charts.learning_curves(runs, total)
+    truncation = {run: found for run in runs if (found := recorded.truncation_curves(run.folder))}
+    trade = charts.trade_off(runs)
+    for which in range(max(map(len, truncation.values()), default=0)):
+        chosen = {run: c[which][1] for run, c in truncation.items() if which < len(c)}
+        trade += charts.truncation(chosen)
+    classes = [
+        (title, charts.class_chart(title, values, runs), _class_texts(values))
+        for title, values in results.per_class(runs).items()
+    ]
+    drawn = {
+        run: [f"{name.removesuffix('.json')}.png" for name, _ in truncation.get(run, ())]
+        for run in runs
+    }
+    pictures = {run.index: album.pictures(run, drawn[run]) for run in runs}
+    part = Part(
+        id=kind,
+        title=TITLES[kind],
+        runs=runs,
+        figures=results.final_figures(runs),
+        seeds=seed_figures(groups) if groups else None,
+        differences=other_differences(runs) if len(runs) > 1 else [],
+        curves=curves,
+        more=more,
+        trade=trade,
+        classes=classes,
+        samples=album.samples(runs),
+        pictures={index: found for index, found in pictures.items() if found},
+        with_config=with_config,
+        differ=differ,
+        alike=alike,
+    )
+    contents = {
+        ("results", "Results"): part.figures.columns,
+        ("curves", "Learning curves"): part.curves or part.more,
+        ("trade", "IS and FID"): part.trade,
+        ("classes", "AP by class"): part.classes,
+        ("samples", "Samples"): part.samples,
+        ("pictures", "Pictures"): part.pictures,
+        ("settings", "Settings"): part.with_config,
+    }
+    part.sections = [section for section, content in contents.items() if content]
+    return part
+
+
+def _class_texts(classes: dict[str, dict[int, float]]) -> dict[str, dict[int, str]]:
+    metric = results.Metric("", "", "%", 1, 1)
+    return {c: {i: metric.format(v) for i, v in row.items()} for c, row in classes.items()}

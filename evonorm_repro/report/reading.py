@@ -1,0 +1,149 @@
+"""Reading the folders of runs: nothing in them need be trusted, or whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evonorm.errors import UserError, one_line
+
+from .runs import CONFIG, FAILED, JOB, KINDS, METRICS, OTHER, Run, number
+
+LONGEST = 300  # characters of a config's value
+LARGEST = 20_000  # values of a config; its aliases could stand for endlessly many
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The folders of runs among these, and below those that are none; each once.
+
+    Raises:
+        UserError: one of them is no folder, or there is no run in it.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise UserError(f"{folder} {what}: name the folders of runs")
+        below = list(_walk(folder))
+        if not below:
+            raise UserError(f"no runs found in {folder}: the folder of a run holds {METRICS}")
+        for path in below:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for at, subfolders, files in os.walk(folder):
+        if {METRICS, CONFIG, FAILED} & set(files):
+            subfolders.clear()
+            yield Path(at)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs of :func:`find_runs`, in the order of their kinds.
+
+    Raises:
+        UserError: as :func:`find_runs`.
+        OSError: a file can't be opened.
+    """
+    paths = find_runs(folders)
+    names = _names(paths)
+    runs = [read_run(path, name, 0) for path, name in zip(paths, names)]
+    order = [*KINDS, OTHER]
+    runs.sort(key=lambda run: order.index(run.kind))
+    return [replace(run, index=i) for i, run in enumerate(runs)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The folders' last parts if that tells them apart, else their paths from where they meet."""
+    names = [path.resolve().name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    top = os.path.commonpath([path.resolve() for path in paths])
+    return [os.path.relpath(path.resolve(), top) for path in paths]
+
+
+def read_run(folder: Path, name: str, index: int) -> Run:
+    """What a folder holds; what is damaged in it is left out, and noted."""
+    run = Run(folder, name, index)
+    if (folder / METRICS).exists():
+        _read_metrics(run)
+    if (folder / CONFIG).exists():
+        try:
+            run.config.update(read_config((folder / CONFIG).read_bytes()))
+        except (ArithmeticError, ValueError, RecursionError, yaml.YAMLError) as error:
+            run.notes.append(f"{CONFIG} can't be read: {one_line(error)[:LONGEST]}")
+    if (folder / JOB).exists():
+        try:
+            job = json.loads((folder / JOB).read_bytes())
+            if isinstance(job, dict) and isinstance(job.get("settings"), list):
+                run.job.update(job)
+        except (ValueError, RecursionError):
+            run.notes.append(f"{JOB} can't be read")
+    if (folder / FAILED).exists():
+        lines = (folder / FAILED).read_text(errors="replace").strip().splitlines()
+        reason = lines[0][: 2 * LONGEST] if lines else "no reason given"
+        run = replace(run, failed=reason)
+    return run
+
+
+def _read_metrics(run: Run) -> None:
+    damaged = 0
+    for text in (run.folder / METRICS).read_bytes().splitlines():
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            step = number(line.get("iteration", line.get("step")))
+        except (AttributeError, ValueError, RecursionError):  # the process was killed while writing
+            step = None
+        if step is None or not math.isfinite(step):
+            damaged += 1
+            continue
+        numbers = {key: number(value) for key, value in line.items() if key != "iteration"}
+        values = {key: value for key, value in numbers.items() if value is not None}
+        run.lines.append({**values, "step": step})
+    if damaged:
+        plural = "s" * (damaged > 1)
+        run.notes.append(f"{METRICS}: {damaged} damaged line{plural} left out")
+
+
+def read_config(text: bytes) -> dict[str, str]:
+    """The values of a yaml file by their keys joined with dots, as text.
+
+    Raises:
+        ValueError, yaml.YAMLError: not yaml, not a config, or of endlessly many values.
+    """
+    data = yaml.safe_load(text)  # the loader in C would crash where values nest too deeply
+    if not isinstance(data, dict):
+        raise ValueError("not a config, which would consist of keys and values")
+    _check_size(data)
+    return dict(_flatten(data))
+
+
+def _check_size(data: Any) -> None:
+    waiting, seen = [data], 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if isinstance(node, (dict, list, tuple, set)):
+            waiting += node.values() if isinstance(node, dict) else node
+        if seen + len(waiting) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} values")
+
+
+def _flatten(data: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            text = str(value)
+            yield f"{prefix}{key}", text if len(text) <= LONGEST else text[:LONGEST] + " …"

@@ -1,0 +1,119 @@
+"""A run of one of the trainers, as its folder holds it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+METRICS, CONFIG, FAILED, JOB = "metrics.json", "config.yaml", "failed.txt", "job.json"
+# The kinds of run, in the report's order: the tool that trains them, a key that only their config
+# has, one that only their metrics have.
+KINDS = {
+    "detection": ("train_net.py", "MODEL.META_ARCHITECTURE", "total_loss"),
+    "gan": ("train_gan.py", "MODEL.G_CH", "loss_d"),
+    "classifier": ("train_classifier.py", "MODEL.WIDTH", "accuracy"),
+}
+OTHER = "other"
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run's folder says of it.
+
+    Attributes:
+        name: unlike that of any other run in the report.
+        config: the values as text, by keys such as "SOLVER.MAX_ITER".
+        lines: of metrics.json, each with its "step" (Detectron2's iteration); may hold nan and inf.
+        job: what a grid of runs wrote down: "settings" and, once it has ended well, "seconds".
+        failed: why the run failed, None if it did not.
+        notes: what could not be read.
+    """
+
+    folder: Path
+    name: str
+    index: int
+    config: dict[str, str] = field(default_factory=dict)
+    lines: list[dict[str, float]] = field(default_factory=list)
+    job: dict[str, Any] = field(default_factory=dict)
+    failed: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def kind(self) -> str:
+        """One of KINDS, or OTHER."""
+        keys = {key for line in self.lines for key in line}
+        tool = next(iter(self.job.get("settings", [])), "")
+        for kind, (name, in_config, in_metrics) in KINDS.items():
+            if in_config in self.config or (not self.config and in_metrics in keys):
+                return kind
+            if not self.config and str(tool).endswith(name):
+                return kind
+        return OTHER
+
+    @cached_property
+    def series(self) -> dict[str, dict[float, float]]:
+        """Of each key the values by step; of a step that came twice the later one."""
+        found: dict[str, dict[float, float]] = {}
+        for line in self.lines:
+            for key, value in line.items():
+                found.setdefault(key, {})[line["step"]] = value
+        return {key: dict(sorted(values.items())) for key, values in found.items()}
+
+    def finite(self, key: str) -> dict[float, float]:
+        """As :attr:`series`, of one key, without nan and inf."""
+        return {s: v for s, v in self.series.get(key, {}).items() if math.isfinite(v)}
+
+    @property
+    def norm(self) -> str:
+        return self.setting("MODEL.NORM") or self.setting("MODEL.RESNETS.NORM")
+
+    def setting(self, key: str) -> str:
+        """A value of the config; where a run came to have none, of what it was started with."""
+        if self.config:
+            return self.config.get(key, "")
+        given = [str(value) for value in self.job.get("settings", [])[2:]]
+        return dict(zip(given[::2], given[1::2])).get(key, "")
+
+    @property
+    def state(self) -> str:
+        """How far the run has come, or that it failed and why."""
+        done = max((line["step"] for line in self.lines), default=None)
+        at = "before its first figures" if done is None else f"at {self.unit} {done:g}"
+        if self.failed is not None:
+            return f"failed {at}: {self.failed}"
+        if done is None:
+            return "no figures yet"
+        wanted = self.config.get("SOLVER.MAX_ITER", "")
+        epochs = self.config.get("SOLVER.EPOCHS", "")
+        seen = max(self.series.get("epoch", {0: 0}).values())
+        # Detectron2 counts from 0.
+        last = done + (self.kind == "detection")
+        if "seconds" in self.job or (wanted.isdigit() and last >= int(wanted)):
+            return f"finished {at}"
+        if epochs.isdigit():
+            return f"finished {at}" if seen >= int(epochs) else f"{at}, epoch {seen:g} of {epochs}"
+        return at + (f" of {wanted}" if wanted else "")
+
+    @property
+    def unit(self) -> str:
+        """What the trainer's steps are called."""
+        return "iteration" if self.kind == "detection" else "step"
+
+    @property
+    def written(self) -> float:
+        """When the run last wrote its figures, in seconds since 1970."""
+        paths = (self.folder / name for name in (METRICS, FAILED, CONFIG))
+        return next(path.stat().st_mtime for path in paths if path.exists())
+
+
+def number(value: Any) -> float | None:
+    """A number out of json as a float, None if it is something else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,186 @@
+"""Runs written by the trainers' own writers, and a page read by the standard library's parser."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from evonorm_repro.report import write_report
+
+VOID = {"meta", "input", "img", "link", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """A page as a tree, and what a test asks of it."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.text, self.builder = text, ElementTree.TreeBuilder()
+        self.feed(text)
+        self.root = self.builder.close()
+        self.said = " ".join(words(self.root.find(f"body/{part}")) for part in ("header", "main"))
+
+    def handle_starttag(self, tag, attrs):
+        self.builder.start(tag, {key: value or "" for key, value in attrs})
+        if tag in VOID:
+            self.builder.end(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.builder.end(tag)
+
+    def handle_endtag(self, tag):
+        self.builder.end(tag)
+
+    def handle_data(self, data):
+        self.builder.data(data)
+
+    def by_id(self, name):
+        (found,) = self.root.findall(f".//*[@id='{name}']")
+        return found
+
+    def table(self, label):
+        """The rows of the table in the box of this label, as lists of text; the head first."""
+        (box,) = (x for x in self.root.iter("div") if x.get("aria-label") == label)
+        return [[words(cell) for cell in row] for row in box.iter("tr")]
+
+    def charts(self):
+        """Plotly's figures by their titles."""
+        figures = json.loads(self.by_id("figures").text)
+        return {words(self.by_id(f"{key}-title")): figure for key, figure in figures.items()}
+
+    def folded(self, summary):
+        """The keys and values in the fold whose summary ends with this."""
+        for fold in self.root.iter("details"):
+            if words(fold.find("summary")).endswith(summary):
+                return {words(pair[0]): words(pair[1]) for pair in fold.findall(".//dl/div")}
+        raise LookupError(summary)
+
+
+def words(element):
+    return " ".join("".join(element.itertext()).split())
+
+
+@pytest.fixture
+def report(tmp_path, monkeypatch):
+    """report(*folders): the page over them, without Plotly's megabytes unless asked for."""
+
+    def make(*folders, whole=False):
+        if not whole:
+            monkeypatch.setattr("evonorm_repro.report.page.get_plotlyjs", lambda: "var Plotly;")
+        out = tmp_path / "report.html"
+        write_report(folders, out)
+        return Page(out.read_text())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gan_run():
+    """gan_run(folder, lines, *KEY VALUE): a run of the GAN's trainer with these (step, values)."""
+    from evonorm_gan.config import load_config
+    from evonorm_gan.log import Log
+
+    def make(folder, lines, *overrides):
+        folder.mkdir(parents=True)
+        values = ["DEVICE", "cpu", "OUTPUT_DIR", folder, *overrides]
+        cfg = load_config("configs/gan/digits.yaml", [str(x) for x in values])
+        (folder / "config.yaml").write_text(cfg.dump())
+        log = Log(folder, 0)
+        for step, line in lines:
+            log.write(step, line)
+        log.close()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def metrics():
+    """metrics(FID, IS): an evaluation's results under the keys of the digits' extractor."""
+    from evonorm_gan.metrics import metric_key
+
+    def make(fid, score, **others):
+        values = {"FID": fid, "IS": score, "IS_std": 0.1, **others}
+        return {metric_key(name, "digits"): value for name, value in values.items()}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def detection_run():
+    """detection_run(folder, lines, *KEY VALUE): what Detectron2 writes of (iteration, values)s."""
+    from detectron2.utils.collect_env import collect_env_info
+    from detectron2.utils.events import EventStorage, JSONWriter
+    from detectron2.utils.logger import setup_logger
+
+    from evonorm_d2.data import register_digits
+    from evonorm_d2.run_config import load_config
+
+    def make(folder, lines, *overrides, norm="GN", log=True):
+        folder.mkdir(parents=True)
+        register_digits()
+        file = f"configs/detection/digits/mask_rcnn_digits_{norm}.yaml"
+        values = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", folder, *overrides]
+        (folder / "config.yaml").write_text(load_config(file, [str(x) for x in values]).dump())
+        writer = JSONWriter(str(folder / "metrics.json"))
+        with EventStorage() as storage:
+            for iteration, line in lines:
+                storage.iter = iteration
+                storage.put_scalars(**line, smoothing_hint=False)
+                writer.write()
+        writer.close()
+        if log:
+            logger = setup_logger(str(folder), name=f"d2.{folder.name}")
+            logger.info("Environment info:\n" + collect_env_info())
+            logger.info("eta: 0:01  max_mem: 1234M")
+            for handler in list(logger.handlers):
+                handler.close()
+                logger.removeHandler(handler)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classifier_run():
+    """classifier_run(folder, lines, *KEY VALUE): a run of the classifier's trainer."""
+    from evonorm_gan.log import Log
+    from evonorm_repro.classifier.config import load_config
+
+    def make(folder, lines, *overrides):
+        folder.mkdir(parents=True)
+        values = ["DEVICE", "cpu", "OUTPUT_DIR", folder, *overrides]
+        cfg = load_config("configs/classification/digits.yaml", [str(x) for x in values])
+        (folder / "config.yaml").write_text(cfg.dump())
+        log = Log(folder, 0)
+        for step, line in lines:
+            log.write(step, line)
+        log.close()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def noise():
+    """noise(seed, size): an image (3, size, size) uint8 that hardly compresses."""
+
+    def make(seed, size):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(256, (3, size, size), dtype=torch.uint8, generator=generator)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    """Configs are found from the repository's root, as the tools are."""
+    from evonorm_repro.grid import ROOT
+
+    monkeypatch.chdir(ROOT)

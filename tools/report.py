@@ -1,0 +1,43 @@
+"""Write a report over runs as one HTML file: curves, results, pictures, settings.
+
+  report.py output/demo                          all runs below a folder
+  report.py output/GN output/EvoNormS0 -o o.html
+
+The file holds all it shows and needs no network. A report that is there already is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from evonorm.errors import user_error_line
+from evonorm_repro.report import write_report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN_OR_FOLDER", help="the runs, or what holds them"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("report.html"), help="default: report.html"
+    )
+    args = parser.parse_args()
+    try:
+        write_report(args.runs, args.output)
+    except Exception as error:
+        line = user_error_line(error)
+        if line is None:
+            raise
+        print(f"report.py: {line}", file=sys.stderr)
+        return 2
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
