@@ -19,7 +19,8 @@ PARTIAL = ".partial"  # ends the name of a file that is being written
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` once it is whole and on the disk."""
-    partial = path.with_name(path.name + PARTIAL)
+    # Two processes may write the same file at once: the last one stays.
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     with open(partial, "wb") as file:
         yield file
         file.flush()

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Callable
 
+from evonorm.errors import UserError, one_line
+
 from .grid import Job, failure, finished
 
 TUNING_SEED = 1000  # not one of those that are reported
@@ -23,6 +25,7 @@ class Metric:
     title: str
     digits: int = 1
     higher: bool = True  # is better
+    compared: bool = True  # between the norms, by a test
 
 
 class Experiment:
@@ -39,7 +42,7 @@ class Experiment:
         short: KEY VALUE ... that make a run a short one, to tune by.
         factors: of the config's learning rate, to choose from; with one nothing is tuned.
         paper: by norm and condition, what the paper's table has, by metric.
-        baselines: norms that the others are compared with, at the last condition.
+        baselines: norms that all are compared with, at the last condition.
         median_and_best: whether the table shows these too.
         notes: what a reader must know.
     """
@@ -80,20 +83,35 @@ def reproduce(
     seeds: int,
     out: Path,
     run: Callable[[list[Job]], None],
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run all that is not finished below `out`; returns the rows and how they compare."""
+    """Run all that is not finished below `out`; returns the rows and how they compare.
+
+    Args:
+        overrides: KEY VALUE ... of all runs.
+
+    Raises:
+        UserError: as :func:`run_jobs`; or a run to tune by is unfinished.
+    """
     experiment.prepare()
     tuning = {
-        (norm, factor): _job(experiment, out / "tuning", norm, factor)
+        (norm, factor): _job(experiment, out / "tuning", overrides, norm, factor)
         for norm in norms
         for factor in experiment.factors
         if len(experiment.factors) > 1
     }
     run(list(tuning.values()))
+    for job in tuning.values():
+        if not finished(job) and failure(job) is None:
+            raise UserError(
+                f"{job.folder}: not finished, so there is no learning rate to choose yet"
+            )
     tuned = {key: _objective(experiment, job) for key, job in tuning.items()}
     factor = {norm: _best_factor(experiment, norm, tuned) for norm in norms}
     jobs = {
-        (norm, condition, seed): _job(experiment, out / "runs", norm, factor[norm], condition, seed)
+        (norm, condition, seed): _job(
+            experiment, out / "runs", overrides, norm, factor[norm], condition, seed
+        )
         for norm in norms
         for condition in experiment.conditions
         for seed in range(seeds)
@@ -112,55 +130,62 @@ def reproduce(
 def _job(
     experiment: Experiment,
     folder: Path,
+    overrides: Sequence[str],
     norm: str,
     factor: float,
     condition: Any = None,
     seed: int | None = None,
 ) -> Job:
     """A run of the grid; without a seed one to tune by."""
-    name = [norm.replace("/", "-")]
+    name = [norm.replace("/", "-"), f"lr{factor:g}"]
     if seed is None:
-        name.append(f"lr{factor:g}")
         condition, rest = experiment.conditions[0], [*experiment.short, "SEED", str(TUNING_SEED)]
     else:
         if experiment.condition:
             name.append(f"{condition}")
         name.append(f"seed{seed}")
         rest = ["SEED", str(seed)]
-    pairs = [*experiment.settings(norm, factor, condition), *rest]
+    pairs = [*experiment.settings(norm, factor, condition), *rest, *overrides]
     settings = dict(zip(pairs[::2], pairs[1::2]))  # a later value replaces an earlier one
     flat = tuple(x for pair in settings.items() for x in pair)
     return Job(folder / "_".join(name), experiment.tool, experiment.config, flat)
 
 
+def _read(experiment: Experiment, job: Job) -> dict[str, float] | str:
+    """The metrics of a run, or why there are none."""
+    if not finished(job):
+        return failure(job) or "interrupted"
+    try:
+        return experiment.read(job.folder)
+    except (OSError, UserError) as error:
+        return one_line(error)
+
+
 def _objective(experiment: Experiment, job: Job) -> float | None:
     """The first metric of a run; None if it failed."""
-    if not finished(job):
-        return None
-    value = experiment.read(job.folder)[experiment.metrics[0].key]
+    values = _read(experiment, job)
+    value = math.nan if isinstance(values, str) else values[experiment.metrics[0].key]
     return value if math.isfinite(value) else None
 
 
 def _best_factor(
     experiment: Experiment, norm: str, tuned: dict[tuple[str, float], float | None]
 ) -> float:
+    """The best; of equals, and where all failed, the nearest to the config's own."""
     sign = 1 if experiment.metrics[0].higher else -1
-    values = {f: sign * x for (n, f), x in tuned.items() if n == norm and x is not None}
-    # Where nothing was tuned, or all failed, the config's own.
-    return max(values, key=values.__getitem__) if values else 1.0
+    found = {f: tuned.get((norm, f)) for f in experiment.factors}
+    values = {f: -math.inf if x is None else sign * x for f, x in found.items()}
+    return max(values, key=lambda f: (values[f], -abs(math.log(f))))
 
 
 def _row(experiment: Experiment, norm: str, condition: Any, jobs: list[Job]) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": norm}
     if experiment.condition:
         row[experiment.condition] = condition
-    read = {seed: experiment.read(job.folder) for seed, job in enumerate(jobs) if finished(job)}
+    found = {seed: _read(experiment, job) for seed, job in enumerate(jobs)}
+    read = {seed: values for seed, values in found.items() if not isinstance(values, str)}
     row["seeds"] = list(read)
-    row["failed"] = {
-        str(seed): failure(job) or "interrupted"
-        for seed, job in enumerate(jobs)
-        if not finished(job)
-    }
+    row["failed"] = {str(seed): why for seed, why in found.items() if isinstance(why, str)}
     for metric in experiment.metrics:
         row[metric.key] = summarise([values[metric.key] for values in read.values()])
     row["paper"] = experiment.paper.get((norm, condition), {})
@@ -178,29 +203,31 @@ def summarise(values: list[float]) -> dict[str, Any] | None:
 
 def _comparisons(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each layer with each baseline, at the last condition, by Welch's t-test over the seeds."""
+    last = [r for r in rows if r.get(experiment.condition) == experiment.conditions[-1]]
+    bases = [row for row in last if row["layer"] in experiment.baselines]
+    pairs = [(row, base) for base in bases for row in last if row not in bases]
+    pairs += [(row, base) for i, base in enumerate(bases) for row in bases[i + 1 :]]
+    found = [
+        _compare(metric, row, base)
+        for row, base in pairs
+        for metric in experiment.metrics
+        if metric.compared
+    ]
+    return [comparison for comparison in found if comparison]
+
+
+def _compare(metric: Metric, row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any] | None:
+    """None where one of the two has fewer than two seeds."""
     from scipy.stats import ttest_ind  # slow to import
 
-    last = [r for r in rows if r.get(experiment.condition) == experiment.conditions[-1]]
-    metric = experiment.metrics[0]
-    found = []
-    for base in (row for row in last if row["layer"] in experiment.baselines):
-        for row in last:
-            values, others = ((r[metric.key] or {}).get("values", []) for r in (row, base))
-            if row["layer"] in experiment.baselines or len(values) < 2 or len(others) < 2:
-                continue
-            p = float(ttest_ind(values, others, equal_var=False).pvalue)
-            difference = mean(values) - mean(others)
-            found.append(
-                {
-                    "layer": row["layer"],
-                    "than": base["layer"],
-                    "metric": metric.title,
-                    "difference": difference,
-                    "p": p,
-                    "verdict": _verdict(difference, p, metric.higher),
-                }
-            )
-    return found
+    values, others = ((r[metric.key] or {}).get("values", []) for r in (row, base))
+    if len(values) < 2 or len(others) < 2:
+        return None
+    p = float(ttest_ind(values, others, equal_var=False).pvalue)
+    difference = mean(values) - mean(others)
+    verdict = _verdict(difference, p, metric.higher)
+    names = {"layer": row["layer"], "than": base["layer"], "metric": metric.title}
+    return {**names, "difference": difference, "p": p, "verdict": verdict}
 
 
 def _verdict(difference: float, p: float, higher: bool) -> str:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -22,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
-from evonorm.errors import UserError, one_line
+from evonorm.errors import UserError, one_line, user_errors
 from evonorm.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +45,7 @@ class Job:
         launcher: list[str] = []
         options = ["--config-file", str(ROOT / self.config), "--resume"]
         if gpus > 1 and self.tool == "tools/train_net.py":
-            options += ["--num-gpus", str(gpus)]
+            options += ["--num-gpus", str(gpus), "--dist-url", "auto"]  # auto: a free port
         elif gpus > 1:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
         settings = [*self.settings, "OUTPUT_DIR", str(self.folder)]
@@ -60,13 +61,16 @@ def finished(job: Job) -> bool:
     file = job.folder / "job.json"
     if not file.exists():
         return False
-    found = json.loads(file.read_text())
-    settings = [job.tool, job.config, *job.settings]
-    if found["settings"] != settings:
-        old, new = (set(zip(x[2::2], x[3::2])) for x in (found["settings"], settings))
-        differ = ", ".join(f"{key} {value}" for key, value in sorted(old - new)) or "another config"
+    with user_errors(ValueError, KeyError, TypeError, prefix=f"{file} is damaged: "):
+        found = json.loads(file.read_text())
+        old = list(found["settings"])
+    new = [job.tool, job.config, *job.settings]
+    if old != new:
+        there, here = (set(zip(x[2::2], x[3::2])) for x in (old, new))
+        parts = (("has", sorted(there - here)), ("not", sorted(here - there)))
+        differ = ", ".join(f"{word} {key} {value}" for word, x in parts for key, value in x)
         raise UserError(
-            f"{job.folder} holds a run of other settings ({differ}): name another --out"
+            f"{job.folder} holds a run of other settings ({differ or old[1]}): name another --out"
         )
     return "seconds" in found
 
@@ -109,20 +113,24 @@ def run_jobs(
 
 
 def run_job(job: Job, gpus: int, environment: dict[str, str]) -> str | None:
-    """Run it to its end; returns why it failed, None if it ended well."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with open(job.folder / "lock", "w") as lock:
+    """Run it to its end; returns why it did not end well, None if it did."""
+    with user_errors(OSError):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock = open(job.folder / "lock", "w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return "another process is at work in its folder"
+            return "another process is still at work in its folder"
         if finished(job):  # meanwhile, by another process
             return None
-        record = {"settings": [job.tool, job.config, *job.settings]}
+        resumed = (job.folder / "job.json").exists()
+        record: dict[str, Any] = {"settings": [job.tool, job.config, *job.settings]}
         _write(job.folder / "job.json", json.dumps(record))
         (job.folder / "failed.txt").unlink(missing_ok=True)
         start = time.perf_counter()
         with open(job.folder / "output.txt", "ab") as output:
+            begin = output.tell()
             process = subprocess.run(
                 [sys.executable, *job.command(gpus)],
                 stdin=subprocess.DEVNULL,
@@ -132,12 +140,13 @@ def run_job(job: Job, gpus: int, environment: dict[str, str]) -> str | None:
                 pass_fds=[lock.fileno()],  # an orphan keeps the folder
             )
         if process.returncode == 0:
-            record["seconds"] = round(time.perf_counter() - start, 1)
+            # How long a run took that was interrupted is not known.
+            record["seconds"] = None if resumed else round(time.perf_counter() - start, 1)
             _write(job.folder / "job.json", json.dumps(record))
             return None
-        if process.returncode == 130:
+        if process.returncode in (130, -signal.SIGINT):
             raise KeyboardInterrupt
-        reason = _reason(process.returncode, job.folder / "output.txt")
+        reason = _reason(process.returncode, job.folder / "output.txt", begin)
         _write(job.folder / "failed.txt", reason + "\n")
         return reason
 
@@ -152,8 +161,9 @@ def _here(jobs: list[Job], at_once: int, gpus: int) -> Iterator[tuple[Job, str |
         slot = slots.get()
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         if gpus and at_once > 1:
-            devices = map(str, range(slot * gpus, (slot + 1) * gpus))
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            devices = visible.split(",") if visible else [str(i) for i in range(gpus * at_once)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot * gpus :][:gpus])
         try:
             return run_job(job, gpus, environment)
         finally:
@@ -180,6 +190,8 @@ def _on_ray(jobs: list[Job], address: str, gpus: int) -> Iterator[tuple[Job, str
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"--ray {address}: {one_line(error)}") from error
     try:
+        if ray.cluster_resources().get("GPU", 0) < gpus:
+            raise UserError(f"--ray {address}: the cluster has no {gpus} GPUs for a run")
         # Ray itself sets OMP_NUM_THREADS and CUDA_VISIBLE_DEVICES to what the task was given.
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_job)
         pending = {task.remote(job, gpus, {}): job for job in jobs}
@@ -201,11 +213,15 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _reason(code: int, output: Path) -> str:
+def _reason(code: int, output: Path, begin: int) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    lines = output.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), f"exit status {code}")
+    text = output.read_bytes()[begin:].decode(errors="replace")
+    lines = [line.strip() for line in text.split("\n")]
+    # A tool's own line, which torchrun's report may follow.
+    own = [line for line in lines if re.match(r"train_\w+\.py: ", line)]
+    words = [line for line in lines if re.search(r"\w", line)]
+    return (own or words or [f"exit status {code}"])[-1]
 
 
 def _write(path: Path, text: str) -> None:

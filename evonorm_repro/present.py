@@ -75,8 +75,9 @@ def _notes(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     if tuned:
         metric = experiment.metrics[0]
         notes.append(
-            f"Learning rates are multiples of the config's, chosen by {metric.title} of a short "
-            "run with a seed of its own:"
+            f"Learning rates are multiples of the config's, chosen by {metric.title} of one "
+            f"{'short ' if experiment.short else ''}run each with a seed of its own, on the "
+            "validation images that are reported too:"
         )
     for layer, values in tuned.items():
         cells = (
@@ -85,7 +86,10 @@ def _notes(experiment: Experiment, results: dict[str, Any]) -> list[str]:
         )
         notes.append(f"{layer}  {', '.join(cells)}")
     if results["comparisons"]:
-        notes.append("By Welch's t-test over the seeds, not corrected for the number of tests:")
+        where = f" at {experiment.conditions[-1]}" if experiment.condition else ""
+        notes.append(
+            f"By Welch's t-test over the seeds{where}, not corrected for the number of tests:"
+        )
     return notes + [_sentence(comparison) for comparison in results["comparisons"]]
 
 

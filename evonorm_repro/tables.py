@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Table4(Experiment):
     norms = ("BN-ReLU", "EvoNormB0", "GN-ReLU", "EvoNormS0")
     baselines = ("BN-ReLU", "GN-ReLU")
     metrics = tuple(
-        Metric(f"{task}/{ap}", f"{name} {ap}")
+        Metric(f"{task}/{ap}", f"{name} {ap}", compared=ap == "AP")
         for task, name in (("bbox", "box"), ("segm", "mask"))
         for ap in ("AP", "AP50", "AP75")
     )
@@ -55,7 +55,7 @@ class Table4(Experiment):
 
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
         settings = [x for site in self.sites for x in (f"MODEL.{site}.NORM", norm)]
-        settings += ["SOLVER.BASE_LR", f"{factor * self.base_lr:g}"]
+        settings += ["SOLVER.BASE_LR", number(factor * self.base_lr)]
         if self.scale == "small":
             settings += ["SOLVER.MAX_ITER", "600", "SOLVER.STEPS", "(450,540)"]
         return settings
@@ -109,7 +109,7 @@ class Table5(Experiment):
         }
 
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
-        lr_g, lr_d = (f"{factor * lr:g}" for lr in self.lr)
+        lr_g, lr_d = (number(factor * lr) for lr in self.lr)
         settings = ["MODEL.NORM", norm, "SOLVER.LR_G", lr_g, "SOLVER.LR_D", lr_d]
         if self.scale == "small":
             settings += ["SOLVER.MAX_ITER", "300", "SOLVER.SAMPLE_PERIOD", "100"]
@@ -143,8 +143,7 @@ class Classification(Experiment):
             self.notes = (*self.notes, "The paper's figures: ImageNet.")
 
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
-        lr = f"{factor * self.base_lr:g}"
-        settings = ["MODEL.NORM", norm, "SOLVER.BASE_LR", lr]
+        settings = ["MODEL.NORM", norm, "SOLVER.BASE_LR", number(factor * self.base_lr)]
         if condition:
             settings += ["SOLVER.IMS_PER_WORKER", str(condition)]
         return settings
@@ -236,10 +235,18 @@ TABLE_2 = {
 }
 
 
+def number(value: float) -> str:
+    """For a config, which takes 1.0, but not 1, for a float."""
+    return repr(float(f"{value:g}"))
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.json, but for one that was cut short."""
-    lines = (folder / "metrics.json").read_text().splitlines()
-    return [json.loads(line) for line in lines if re.fullmatch(r"\{.*\}", line)]
+    """The lines of a run's metrics.json, but for those that were cut short."""
+    lines = []
+    for line in (folder / "metrics.json").read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def pick(values: dict[str, float], metrics: tuple[Metric, ...], folder: Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def pack(ds: ImageSet, output: Path, workers: int) -> None:
         with atomic_write(output) as file:
             WRITERS[output.suffix](ds, Path(file.name), batches(ds, workers))
     finally:
-        output.with_name(output.name + PARTIAL).unlink(missing_ok=True)
+        output.with_name(f"{output.name}.{os.getpid()}{PARTIAL}").unlink(missing_ok=True)
 
 
 def batches(ds: ImageSet, workers: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
 import sys
 import warnings
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from evonorm import list_norm_acts
-from evonorm.errors import UserError, user_error_line
+from evonorm.errors import UserError, user_error_line, user_errors
 from evonorm.files import atomic_write
 from evonorm_repro.experiment import reproduce
 from evonorm_repro.grid import run_jobs
 from evonorm_repro.present import as_table, as_text
 from evonorm_repro.tables import SCALES, TABLES
+
+LIBRARIES = ("torch", "torchvision", "numpy")
 
 
 def parse() -> argparse.Namespace:
@@ -42,13 +46,21 @@ def parse() -> argparse.Namespace:
         help="multiples of the config's learning rate to choose from; by default 0.5 1 2, "
         "for classifiers 4 and 8 too, at the paper's size 1",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="output/reproduce/TABLE_SCALE")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="by default output/reproduce/TABLE_SCALE"
+    )
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at a time")
     parser.add_argument(
-        "--gpus", type=int, metavar="N", help="GPUs for each run; by default all there are"
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="GPUs for each run; by default one in small, at the paper's size all there are",
     )
     parser.add_argument("--ray", metavar="ADDRESS", help="run as tasks on a Ray cluster")
-    return parser.parse_args()
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, such as DATA.ROOT"
+    )
+    return parser.parse_intermixed_args()
 
 
 def main() -> int:
@@ -58,7 +70,8 @@ def main() -> int:
         with warnings.catch_warnings():
             # Importing Detectron2 warns that TorchScript is deprecated.
             warnings.simplefilter("ignore", FutureWarning)
-            print(run(args))
+            text, complete = run(args)
+        print(text)
     except Exception as error:
         line = user_error_line(error)
         if line is None:
@@ -68,7 +81,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("reproduce.py: stopped; the same command goes on", file=sys.stderr)
         return 130
-    return 0
+    return 0 if complete else 1
 
 
 def check(args: argparse.Namespace) -> None:
@@ -82,31 +95,58 @@ def check(args: argparse.Namespace) -> None:
     for name in ("seeds", "at_once"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
-    if any(factor <= 0 for factor in args.lrs or ()):
+    if not all(0 < factor < math.inf for factor in args.lrs or ()):
         raise UserError("--lrs must be positive")
+    if len(args.opts) % 2:
+        raise UserError(f"KEY VALUE on the command line: {args.opts[-1]} has no value")
+    check_gpus(args)
+    name = args.table if args.model == models[0] else f"{args.table}_{args.model}"
+    args.out = (args.out or Path(f"output/reproduce/{name}_{args.scale}")).absolute()
+    with user_errors(OSError, prefix="--out: "):
+        args.out.mkdir(parents=True, exist_ok=True)
 
 
-def run(args: argparse.Namespace) -> str:
-    """Do all runs, write results.json and table.json, and return the table as text."""
+def check_gpus(args: argparse.Namespace) -> None:
+    if args.ray:
+        if args.at_once > 1:
+            raise UserError("--at-once is for one machine; a Ray cluster takes what fits on it")
+        if args.gpus is None and args.scale == "paper":
+            raise UserError("--ray at the paper's size: say how many GPUs a run takes with --gpus")
+        args.gpus = args.gpus or 0
+        return
+    count = torch.cuda.device_count()
+    if args.gpus is None:
+        args.gpus = count // args.at_once if args.scale == "paper" else min(1, count)
+    if not 0 <= args.gpus * args.at_once <= count:
+        raise UserError(
+            f"--gpus {args.gpus} times --at-once {args.at_once}: PyTorch sees {count} GPUs here"
+        )
+
+
+def run(args: argparse.Namespace) -> tuple[str, bool]:
+    """Do all runs and write results.json and table.json.
+
+    Returns:
+        the table as text, and whether each of its figures has a run.
+    """
     experiment = TABLES[args.table](args.scale, args.model)
     if args.lrs or args.scale == "paper":
         experiment.factors = tuple(args.lrs or (1.0,))
-    out = args.out or Path("output/reproduce") / f"{args.table}_{args.scale}"
-    gpus = torch.cuda.device_count() if args.gpus is None else args.gpus
-    grid = partial(run_jobs, at_once=args.at_once, gpus=gpus, ray_address=args.ray)
-    norms = args.norms or experiment.norms
-    results = reproduce(experiment, norms, args.seeds, out.absolute(), grid)
+    grid = partial(run_jobs, at_once=args.at_once, gpus=args.gpus, ray_address=args.ray)
+    norms = list(dict.fromkeys(args.norms or experiment.norms))
+    results = reproduce(experiment, norms, args.seeds, args.out, grid, args.opts)
     table = as_table(experiment, results)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     about = {
         "command": shlex.join(["tools/reproduce.py", *sys.argv[1:]]),
-        "machine": f"{os.cpu_count()} x {platform.machine()} {platform.system()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": f"{os.cpu_count()} x {platform.machine()} {platform.system()}{gpu}",
+        "versions": {"python": platform.python_version(), **{x: version(x) for x in LIBRARIES}},
         "title": experiment.title,
     }
     for name, content in (("results.json", about | results), ("table.json", table)):
-        with atomic_write(out / name) as file:
+        with atomic_write(args.out / name) as file:
             file.write(json.dumps(content, indent=2).encode() + b"\n")
-    return f"{as_text(table)}\n\n{out}/results.json"
+    return f"{as_text(table)}\n\n{args.out}/results.json", all(r["seeds"] for r in results["rows"])
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
 def render(folders: Sequence[Path]) -> str:
     """The page as text. Raises UserError and OSError as :func:`read_runs` does."""
     runs = read_runs(folders)
-    above = dict.fromkeys([*folders, *(run.folder.parent for run in runs)])
+    # A reproduction's table lies two folders above its runs.
+    parents = (folder for run in runs for folder in list(run.folder.parents)[:2])
+    above = dict.fromkeys([*folders, *parents])
     tables, notes = recorded.tables(above)
     album = Album()
     parts = [

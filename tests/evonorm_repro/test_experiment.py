@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 
 import pytest
 
+from evonorm.errors import UserError
 from evonorm_repro.experiment import TUNING_SEED, Experiment, Metric, reproduce, summarise
 from evonorm_repro.grid import run_jobs
 from evonorm_repro.present import as_table, as_text
@@ -80,6 +82,50 @@ def test_a_norm_that_fails_stays_in_the_table(tool, tmp_path):
     assert "C  0.5 x: failed, 1 x: failed, 2 x: failed" in text
 
 
+def test_nothing_is_chosen_while_a_run_to_tune_by_goes_on(tool, tmp_path):
+    (tmp_path / "tuning/A_lr1").mkdir(parents=True)
+    with open(tmp_path / "tuning/A_lr1/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="A_lr1: not finished, so there is no learning rate"):
+            reproduce(Scores(tool), ["A"], 1, tmp_path, run_jobs)
+    assert not (tmp_path / "runs").exists()
+    assert reproduce(Scores(tool), ["A"], 1, tmp_path, run_jobs)["rows"][0]["seeds"] == [0]
+
+
+def test_a_run_without_figures_does_not_take_the_table_with_it(tool, tmp_path):
+    class Broken(Scores):
+        factors = (2.0,)
+
+        def read(self, folder):
+            if "seed1" in folder.name:
+                raise UserError(f"{folder.name}: no score in it")
+            return super().read(folder)
+
+    rows = reproduce(Broken(tool), ["A"], 2, tmp_path, run_jobs)["rows"]
+    assert rows[0]["seeds"] == [0] and rows[0]["learning rate"] == "2 x"
+    assert rows[0]["failed"] == {"1": "A_lr2_8_seed1: no score in it"}
+
+
+def test_of_equals_the_nearest_to_the_configs_own_is_chosen(tool, tmp_path):
+    class Flat(Scores):
+        def settings(self, norm, factor, condition):
+            return ["NORM", norm, "FACTOR", str(factor)]
+
+    experiment = Flat(tool)
+    assert reproduce(experiment, ["A"], 1, tmp_path, run_jobs)["rows"][0]["learning rate"] == "1 x"
+    experiment.factors = (0.25, 8.0)
+    row = reproduce(experiment, ["A"], 1, tmp_path, run_jobs)["rows"][0]
+    assert row["learning rate"] == "0.25 x"
+
+
+def test_overrides_go_to_every_run(tool, tmp_path):
+    experiment = Scores(tool)
+    reproduce(experiment, ["A"], 1, tmp_path, run_jobs, ["SHORT", "7"])
+    found = [json.loads(file.read_text()) for file in tmp_path.glob("*/*/job.json")]
+    settings = [dict(zip(x["settings"][2::2], x["settings"][3::2])) for x in found]
+    assert len(settings) == 3 + 2 and all(x["SHORT"] == "7" for x in settings)
+
+
 def test_one_seed_claims_nothing(tool, tmp_path):
     experiment = Scores(tool)
     experiment.factors = (1.0,)
@@ -123,5 +169,6 @@ def test_a_difference_is_claimed_only_beyond_the_spread(tool, tmp_path, values, 
 
     results = reproduce(Known(tool), ["A", "B"], 3, tmp_path, run_jobs)
     (found,) = results["comparisons"]
+    assert found["metric"] == "score"
     assert (found["layer"], found["than"], found["verdict"]) == ("B", "A", verdict)
     assert found["p"] == pytest.approx(welch(values, base), abs=1e-6)

@@ -43,7 +43,9 @@ def test_a_failed_run_tells_why_and_leaves_the_others_alone(job, capsys):
 
 def test_a_folder_of_other_settings_is_refused_and_left_alone(job):
     run_jobs([job("a", SCORE=1)])
-    with pytest.raises(UserError, match=r"a holds a run of other settings \(SCORE 1\): name ano"):
+    with pytest.raises(
+        UserError, match=r"a holds a run of other settings \(has SCORE 1, not SCORE 2\): n"
+    ):
         run_jobs([job("b"), job("a", SCORE=2)])
     assert len(calls(job("a"))) == 1
     assert not job("b").folder.exists()
@@ -52,10 +54,38 @@ def test_a_folder_of_other_settings_is_refused_and_left_alone(job):
 def test_several_at_once_share_the_cores_and_have_their_own_gpus(job, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     jobs = [job(f"run{i}", SCORE="__import__('time').sleep(0.3)") for i in range(4)]
     run_jobs(jobs, at_once=2, gpus=2)
-    found = {line for job in jobs for line in calls(job)}
-    assert found == {"3 0,1", "3 2,3"}
+    assert {line for job in jobs for line in calls(job)} == {"3 0,1", "3 2,3"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")  # the others are somebody else's
+    jobs = [job(f"again{i}", SCORE="__import__('time').sleep(0.3)") for i in range(2)]
+    run_jobs(jobs, at_once=2, gpus=1)
+    assert {line for job in jobs for line in calls(job)} == {"3 6", "3 7"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"settings": 3}'])
+def test_a_damaged_record_is_one_line(job, text):
+    a = job("a")
+    a.folder.mkdir()
+    (a.folder / "job.json").write_text(text)
+    with pytest.raises(UserError, match="job.json is damaged: "):
+        run_jobs([a])
+
+
+def test_the_reason_is_the_tools_own_line(job, capsys):
+    a = job("a", FAIL_UNTIL=1)
+    printed = "print('train_gan.py: no such folder: data\\n' + '=' * 60, flush=True)"
+    a = Job(a.folder, a.tool, a.config, (*a.settings, "SCORE", f"{printed} or 1 / 0"))
+    run_jobs([a, a])  # the first ends by FAIL_UNTIL, the second after torchrun's kind of report
+    assert failure(a) == "train_gan.py: no such folder: data"
+
+
+def test_the_time_of_an_interrupted_run_is_not_known(job):
+    a = job("a", FAIL_UNTIL=1)
+    run_jobs([a])
+    run_jobs([a])
+    assert json.loads((a.folder / "job.json").read_text())["seconds"] is None
 
 
 def test_a_folder_at_work_is_left_alone(job, capsys):
@@ -67,7 +97,7 @@ def test_a_folder_at_work_is_left_alone(job, capsys):
     other.kill()  # its run goes on as an orphan
     other.wait()
     run_jobs([a])
-    assert "another process is at work" in capsys.readouterr().out
+    assert "another process is still at work" in capsys.readouterr().out
     assert len(calls(a)) == 1
     while not (a.folder / "metrics.json").exists():
         time.sleep(0.05)
@@ -89,6 +119,7 @@ def test_each_tool_is_launched_in_its_own_way(tmp_path, tool, gpus, first):
     assert command[: len(first)] == first
     assert command[-4:] == ["SEED", "3", "OUTPUT_DIR", str(tmp_path)]
     assert "--resume" in command
+    assert ("--dist-url" in command) == ("--num-gpus" in command)
     assert ("--num-gpus" in command) == (tool == "tools/train_net.py" and gpus > 1)
     assert (ROOT / tool).is_file()
 

@@ -58,6 +58,16 @@ def test_the_learning_rate_is_a_multiple_of_the_configs(table):
         assert doubled == pytest.approx(2 * own)
 
 
+@pytest.mark.parametrize(("table", "lr"), [("table3", 10.0), ("table4", 1 / 0.03), ("table5", 1e3)])
+def test_a_whole_number_is_a_learning_rate_too(table, lr):
+    experiment = TABLES[table]("small", TABLES[table].models[0])
+    load = importlib.import_module(LOADERS[experiment.tool]).load_config
+    device = "MODEL.DEVICE" if experiment.tool == "tools/train_net.py" else "DEVICE"
+    settings = experiment.settings(experiment.norms[0], lr, None)
+    cfg = load(str(ROOT / experiment.config), [*settings, device, "cpu"])
+    assert cfg.SOLVER["LR_G" if table == "table5" else "BASE_LR"] == 1.0
+
+
 def test_the_papers_figures():
     table3 = TABLES["table3"]("paper", "preact_resnet").paper
     assert table3["BN-ReLU", 4] == {"accuracy": "70.7"}  # the paper's collapse
@@ -81,7 +91,8 @@ def test_detections_figures_are_the_last(tmp_path):
     for task in ("bbox", "segm"):
         lines[1] |= {f"{task}/AP": 30.0, f"{task}/AP50": 50.0, f"{task}/AP75": float("nan")}
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "metrics.json").write_text(text + '{"bbox/AP": 9')  # cut short
+    # Cut short, once by a crash before the run went on.
+    (tmp_path / "metrics.json").write_text('{"lr": 1{"iteration": 3}\n' + text + '{"bbox/AP": 9')
     found = Table4("small", "R-50").read(tmp_path)
     assert found["bbox/AP"] == 30.0 and found["segm/AP75"] != found["segm/AP75"]
     (tmp_path / "metrics.json").write_text(json.dumps(lines[0]))

@@ -13,8 +13,9 @@ from evonorm_repro.tables import TABLES
 
 @pytest.fixture
 def call(monkeypatch, tmp_path):
-    """call(*arguments): the exit status, run in an empty folder."""
+    """call(*arguments): the exit status, run in an empty folder on a machine without GPU."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
@@ -34,7 +35,7 @@ def test_table_3_from_nothing(call, tmp_path, capsys, monkeypatch):
     rows = {(row["layer"], row["ims_per_worker"]): row for row in results["rows"]}
     assert set(rows) == {(norm, n) for norm in ("BN-ReLU", "EvoNormS0") for n in (128, 64)}
     for (norm, images), row in rows.items():
-        lines = (out / f"runs/{norm}_{images}_seed0/metrics.json").read_text().splitlines()
+        lines = (out / f"runs/{norm}_lr1_{images}_seed0/metrics.json").read_text().splitlines()
         assert row["accuracy"]["values"] == [json.loads(lines[-1])["accuracy"]]
         assert 0 < row["accuracy"]["mean"] <= 100
         assert f"{row['accuracy']['mean']:.1f}" in printed
@@ -45,8 +46,23 @@ def test_table_3_from_nothing(call, tmp_path, capsys, monkeypatch):
     assert call(*arguments) == 0  # all is done
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == written
     assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]
-    assert call(*arguments[:-1], "3") == 2
-    assert "holds a run of other settings (SOLVER.BASE_LR 0.1)" in capsys.readouterr().err
+    assert call(*arguments, "--out", str(out), "SOLVER.EPOCHS", "2") == 2
+    assert "settings (not SOLVER.EPOCHS 2): name another --out" in capsys.readouterr().err
+
+
+def test_gpus_go_to_the_runs(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    for line, gpus in (
+        ("table4", 1),
+        ("table4 --at-once 4", 1),
+        ("table4 --scale paper", 8),
+        ("table4 --scale paper --at-once 2", 4),
+        ("table4 --gpus 0", 0),
+    ):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *line.split()])
+        args = reproduce.parse()
+        reproduce.check_gpus(args)
+        assert args.gpus == gpus
 
 
 @pytest.mark.parametrize(
@@ -57,6 +73,13 @@ def test_table_3_from_nothing(call, tmp_path, capsys, monkeypatch):
         (("table2", "--seeds", "0"), "--seeds must be at least 1"),
         (("table2", "--at-once", "-1"), "--at-once must be at least 1"),
         (("table2", "--lrs", "1", "-1"), "--lrs must be positive"),
+        (("table2", "--lrs", "nan"), "--lrs must be positive"),
+        (("table2", "--gpus", "-1"), "--gpus -1 times --at-once 1: PyTorch sees 0 GPUs here"),
+        (("table2", "--gpus", "3"), "--gpus 3 times --at-once 1: PyTorch sees 0 GPUs here"),
+        (("table2", "DATA.ROOT"), "KEY VALUE on the command line: DATA.ROOT has no value"),
+        (("table2", "--ray", "auto", "--at-once", "2"), "--at-once is for one machine"),
+        (("table2", "--ray", "auto", "--scale", "paper"), "--ray at the paper's size: say how"),
+        (("table2", "--out", __file__), "--out: "),
         (("table2", "--ray", "127.0.0.1:1"), "--ray 127.0.0.1:1: "),
     ],
 )
