@@ -5,13 +5,17 @@ PYTHON := .venv/bin/python
 STAMPS := .venv/stamps
 SOURCES := setup.py pyproject.toml \
 	$(shell find evonorm* configs tools tests -type f ! -name '*.pyc' 2>/dev/null)
+# The tests check these too.
+PAGES := README.md mkdocs.yml $(shell find docs -type f 2>/dev/null)
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint docs bench
 
 help:
 	@echo "make setup   install everything into .venv"
 	@echo "make demo    train Mask R-CNN and BigGAN-deep on handwritten digits and evaluate them"
 	@echo "make test    run all tests"
+	@echo "make docs    build the documentation's pages in site/"
+	@echo "make bench   time the layers on this machine"
 	@echo "make lint    check style, formatting and type hints"
 
 setup: $(STAMPS)/setup
@@ -26,10 +30,17 @@ test: $(STAMPS)/test
 lint: $(STAMPS)/lint
 	@echo "lint: passed"
 
+docs: $(STAMPS)/setup
+	.venv/bin/zensical build --strict
+	@echo "docs: open site/index.html"
+
+bench: $(STAMPS)/setup
+	$(PYTHON) tools/benchmark_layers.py
+
 $(STAMPS)/setup: setup.py constraints.txt tools/install_detectron2.py $(wildcard evonorm/ops/*.cpp)
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet -c constraints.txt torch setuptools wheel
-	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[detection,gan,dev]"
+	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[detection,gan,repro,ray,dev]"
 	PIP_CONSTRAINT=constraints.txt $(PYTHON) tools/install_detectron2.py
 	@mkdir -p $(STAMPS) && touch $@
 
@@ -37,7 +48,7 @@ $(STAMPS)/demo: $(STAMPS)/setup $(SOURCES)
 	$(PYTHON) tools/demo.py
 	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/setup $(SOURCES)
+$(STAMPS)/test: $(STAMPS)/setup $(SOURCES) $(PAGES)
 	$(PYTHON) -m pytest
 	@touch $@
 

@@ -1,0 +1,488 @@
+"""What the README and the pages of docs/ show: commands, Python, yaml, figures.
+
+Every command is taken apart by the tool's own parser, and its config is loaded; it is run here, or
+`ELSEWHERE` says why not and which test covers it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib
+import json
+import re
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+
+from evonorm import registry
+from evonorm_gan.checkpoint import write_checkpoint
+from evonorm_gan.config import finish_config, get_cfg
+from evonorm_gan.config import load_config as load_gan_config
+from evonorm_gan.models import build_generator
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+# Run in a folder that holds runs of a GAN, as the tutorial's first commands leave them.
+HERE = (
+    *(f"tools/plot_norms.py {c} -o *" for c in ("batch", "evonorm-b", "sample")),
+    *(f"tools/sample_gan.py {c} output/gan/S0 *" for c in ("grid", "interpolate", "image")),
+    "tools/sample_gan.py truncation output/gan/S0 *",
+    "tools/analyze_model.py --config-file *",
+    "tools/eval_gan.py --table output/gan/S0 *",
+)
+# Why a command is not run, and where what it does is.
+ELSEWHERE = {
+    "make demo": ("15 minutes", "tests/tools/test_demo.py"),
+    "make test": ("it is what runs this", ".ci/run"),
+    "make setup": ("installs everything", ".ci/run"),
+    "git clone *": ("needs a network", ".ci/run"),
+    "tensorboard *": ("a server", "tests/evonorm_gan/test_trainer.py"),
+    "tools/make_digits.py": ("1400 images", "tests/evonorm_d2/test_digits.py"),
+    "tools/make_digits.py *": ("usage", "tests/evonorm_d2/test_digits.py"),
+    "tools/train_net.py --config-file configs/detection/digits/*": (
+        "minutes",
+        "tests/tools/test_train_net.py",
+    ),
+    "tools/train_net.py --config-file output/*": ("takes a run", "tests/tools/test_train_net.py"),
+    "tools/train_net.py --num-gpus 8 *": ("GPUs and COCO", "tests/evonorm_d2/test_recipes.py"),
+    "tools/train_net.py --config-file F *": ("usage", "tests/tools/test_train_net.py"),
+    "tools/visualize.py *": ("takes a run", "tests/tools/test_visualize.py"),
+    "tools/analyze_model.py --paper-layout": ("30 seconds", "tests/tools/test_analyze_model.py"),
+    "tools/train_gan.py --config-file configs/gan/digits.yaml *": (
+        "minutes",
+        "tests/tools/test_train_gan.py",
+    ),
+    "tools/train_gan.py --config-file F *": ("usage", "tests/tools/test_train_gan.py"),
+    "torchrun --nproc_per_node 8 tools/train_gan.py *": (
+        "GPUs and ImageNet",
+        "tests/evonorm_gan/test_gan_config.py",
+    ),
+    "tools/eval_gan.py *": ("trains a classifier first", "tests/tools/test_eval_gan.py"),
+    "tools/sample_gan.py export *": ("half a minute", "tests/evonorm_gan/test_gan_export.py"),
+    "tools/sample_gan.py grid output/gan/EvoNormS0 *": (
+        "another run's name",
+        "tests/tools/test_sample_gan.py",
+    ),
+    "tools/sample_gan.py grid biggan128.pth *": ("a download", "tests/tools/test_import_biggan.py"),
+    "tools/sample_gan.py grid|*": ("usage", "tests/tools/test_sample_gan.py"),
+    "tools/import_biggan.py *": ("a download", "tests/tools/test_import_biggan.py"),
+    "tools/pack_images.py *": ("images of one's own", "tests/tools/test_pack_images.py"),
+    "tools/benchmark_layers.py *": ("minutes", "tests/tools/test_benchmark_layers.py"),
+    "tools/benchmark_training.py *": ("minutes", "tests/tools/test_benchmark_training.py"),
+    "tools/train_classifier.py *": ("a minute", "tests/tools/test_train_classifier.py"),
+    "tools/reproduce.py *": ("a grid of runs", "tests/tools/test_reproduce.py"),
+    "tools/report.py *": ("takes runs", "tests/tools/test_report.py"),
+    "tools/plot_norms.py batch|*": ("usage", "tests/tools/test_plot_norms.py"),
+    "tools/plot_norms.py small-batch *": ("takes a grid", "tests/tools/test_plot_norms.py"),
+    "tools/plot_benchmark.py *": ("usage", "tests/tools/test_benchmark_layers.py"),
+}
+# Blocks of Python that are not run, by what is in them.
+NOT_RUN = {
+    'cfg.merge_from_file("my.yaml")': "names a reader's file; the tutorial has the same, run",
+    "G = Generator(128, ch=128, num_classes=1000": "85 M weights; tests/evonorm_gan/test_models.py",
+    "import my_norms": "a reader's file",
+}
+ALIASES = {"--class"}  # options that argparse keeps under other names
+LAUNCHER = {"--nproc_per_node"}  # torchrun's
+# A config that a command names, and that the command before it makes.
+MADE = {
+    "output/digits_EvoNormS0/config.yaml": (
+        "configs/detection/digits/mask_rcnn_digits_EvoNormS0.yaml"
+    ),
+}
+
+
+class Block(NamedTuple):
+    """A block of code in a page."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self):
+        return f"{self.page}:{self.line}"
+
+
+def read_blocks(page):
+    """Fenced blocks with the language they name; indented ones with one by their look."""
+    name, fenced, language, lines, start = str(page.relative_to(ROOT)), False, "", [], 0
+    text = [*page.read_text().splitlines(), ""]
+    for i, line in enumerate(text):
+        if line.startswith("```"):
+            if fenced:
+                yield Block(name, start, language, "\n".join(lines) + "\n")
+                lines = []
+            fenced, language, start = not fenced, line[3:].strip(), i + 2
+        elif fenced:
+            lines.append(line)
+        elif line.startswith("    ") and (lines or not text[i - 1].strip()):
+            start = start if lines else i + 1
+            lines.append(line[4:])
+        elif lines and not line and i + 1 < len(text) and text[i + 1].startswith("    "):
+            lines.append("")
+        elif lines:
+            code = "\n".join(lines) + "\n"
+            lines = []
+            yield Block(name, start, look(code), code)
+
+
+def look(code):
+    if re.search(r"^(from \S+ )?import ", code, re.M):
+        return "python"
+    return "yaml" if re.match(r"[A-Z]+:", code) else "sh"
+
+
+BLOCKS = [block for page in PAGES for block in read_blocks(page)]
+
+
+class Command(NamedTuple):
+    """A command in a page, without what activates or sets variables."""
+
+    place: str
+    words: tuple[str, ...]
+
+    def __str__(self):
+        return " ".join(self.words)
+
+
+def read_commands(block):
+    text = block.text.replace("\\\n", " ")
+    for line in text.splitlines():
+        for part in line.split("&&"):
+            words = shlex.split(re.sub(r"<[^>]*>", "X", part), comments=True)
+            if words[:1] == ["python"]:
+                words = words[1:]
+            if words and words[0] not in (".", "export", "cd"):
+                yield Command(str(block), tuple(words))
+
+
+COMMANDS = [c for block in BLOCKS if block.language == "sh" for c in read_commands(block)]
+TOOLS = [c for c in COMMANDS if any(word.startswith("tools/") for word in c.words)]
+each_tool = pytest.mark.parametrize("command", TOOLS, ids=lambda c: f"{c.place} {c}"[:90])
+
+
+def matches(command, patterns):
+    # A [ is a letter in a usage line, not a set of letters.
+    return [p for p in patterns if fnmatch.fnmatchcase(str(command), p.replace("[", "[[]"))]
+
+
+def test_pages_have_commands():
+    languages = {block.language for block in BLOCKS}
+    assert languages <= {"sh", "python", "yaml", "text"}
+    assert len(TOOLS) > 40 and {"README.md", "docs/tutorial-gan.md"} <= {
+        c.place.split(":")[0] for c in TOOLS
+    }
+
+
+def test_each_command_is_run_here_or_covered_elsewhere():
+    alone = [f"{c.place}: {c}" for c in COMMANDS if not matches(c, (*HERE, *ELSEWHERE))]
+    assert not alone, "neither run nor listed:\n" + "\n".join(alone)
+    of_none = [p for p in (*HERE, *ELSEWHERE) if not any(matches(c, [p]) for c in COMMANDS)]
+    assert not of_none, f"patterns of no command: {of_none}"
+    for reason, where in ELSEWHERE.values():
+        assert reason and (ROOT / where).is_file(), where
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "make"], ids=str)
+def test_targets_exist(command):
+    makefile = (ROOT / "Makefile").read_text()
+    for target in command.words[1:]:
+        assert re.search(rf"^{target}:", makefile, re.M), f"{command.place}: no target {target}"
+
+
+class Parsed(Exception):
+    """Raised in place of what a tool does with its arguments."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """parse(command): the arguments as the tool's own parser takes them."""
+
+    def stop(method):
+        def parsed(self, *args, **kwargs):
+            raise Parsed(method(self, *args, **kwargs))
+
+        return parsed
+
+    def call(command):
+        path = next(word for word in command.words if word.startswith("tools/"))
+        arguments = command.words[command.words.index(path) + 1 :]
+        assert (ROOT / path).is_file(), f"{command.place}: there is no {path}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tool = importlib.import_module(Path(path).stem)
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        with monkeypatch.context() as patch:
+            for name in ("parse_args", "parse_intermixed_args"):
+                method = getattr(argparse.ArgumentParser, name)
+                patch.setattr(argparse.ArgumentParser, name, stop(method))
+            try:
+                tool.main()
+            except Parsed as parsed:
+                return tool, parsed.args[0]
+            except SystemExit:
+                pytest.fail(f"{command.place}: its parser refuses {command}")
+        pytest.fail(f"{path} parsed nothing")
+
+    return call
+
+
+def is_usage(command):
+    return any(word in ("F", "RUN", "FILE", "FOLDER", "NAME") for word in command.words) or (
+        re.search(r"[\[|]", str(command)) is not None
+    )
+
+
+@each_tool
+def test_arguments_and_configs_are_right(command, parse, monkeypatch):
+    if is_usage(command):
+        check_usage(command, parse)
+        return
+    monkeypatch.chdir(ROOT)  # as relative paths are from there
+    tool, args = parse(command)
+    known = {"-o", *(f"--{key.replace('_', '-')}" for key in vars(args)), *ALIASES}
+    given = {word for word in command.words if re.match("-[a-z-]", word)}
+    # Of what the parser takes: it would take the beginning of an option too.
+    assert given - LAUNCHER <= known, f"{command.place}: {given - LAUNCHER - known}"
+    file = getattr(args, "config_file", None)
+    pairs = list(getattr(args, "opts", None) or getattr(args, "overrides", None) or ())
+    if tool.__name__ == "eval_gan":  # where what to evaluate comes first
+        pairs = args.arguments[len(args.arguments) % 2 :]
+    if file:
+        file = MADE.get(str(file), str(file))
+        assert Path(file).is_file(), f"{command.place}: there is no {file}"
+        loader(file)(file, pairs)  # raises for a wrong key or value
+    elif pairs:
+        finish_config(get_cfg(), pairs)
+
+
+def loader(file):
+    if "/detection/" in file:
+        from evonorm_d2.run_config import load_config
+
+        return load_config
+    if "/classification/" in file:
+        from evonorm_repro.classifier.config import load_config
+
+        return load_config
+    return load_gan_config
+
+
+def check_usage(command, parse):
+    """Of a line such as `tool.py [--option N] FILE`: the options exist."""
+    tool = command.words[0]
+    help_texts = [help_of(parse, Command(command.place, (tool,)))]
+    for name in command.words[1].split("|") if len(command.words) > 1 else ():
+        if name.isalpha() and name.islower():
+            help_texts.append(help_of(parse, Command(command.place, (tool, name))))
+    for option in re.findall(r"(?<!\S)\[?(--?[a-z][\w-]*)", str(command)):
+        assert any(re.search(rf"(?<![\w-]){option}(?![\w-])", text) for text in help_texts), (
+            f"{command.place}: {tool} has no {option}"
+        )
+
+
+def help_of(parse, command):
+    import contextlib
+    import io
+
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(pytest.fail.Exception):
+        parse(Command(command.place, (*command.words, "--help")))
+    assert "usage:" in text.getvalue()
+    return text.getvalue()
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder to type the tutorial's commands in."""
+    folder = tmp_path_factory.mktemp("work")
+    for name in ("configs", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    fid, score = (f"{name}-digits (not comparable with Inception)" for name in ("FID", "IS"))
+    for norm in ("S0", "GN"):
+        file = str(ROOT / "configs/gan/digits.yaml")
+        name = {"S0": "EvoNormS0", "GN": "GN-ReLU"}[norm]
+        cfg = load_gan_config(file, ["DEVICE", "cpu", "MODEL.G_CH", "8", "MODEL.NORM", name])
+        run = folder / "output/gan" / norm
+        run.mkdir(parents=True)
+        classes = [str(i) for i in range(10)]
+        data = {"step": 1200, "config": cfg.dump(), "classes": classes}
+        state = build_generator(cfg).state_dict()
+        write_checkpoint(run / "model_0001200.pth", {**data, "ema": state, "generator": state})
+        (run / "last_checkpoint").write_text("model_0001200.pth")
+        (run / "config.yaml").write_text(cfg.dump())
+        (run / "metrics.json").write_text(json.dumps({"step": 1200, fid: 1.5, score: 8.0}) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [c for c in TOOLS if matches(c, HERE) and not is_usage(c)],
+    ids=lambda c: f"{c.place} {c}"[:90],
+)
+def test_commands_run(command, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    tool = importlib.import_module(Path(command.words[0]).stem)
+    monkeypatch.setattr(sys, "argv", list(command.words))
+    try:
+        assert tool.main() == 0
+    finally:
+        torch.set_flush_denormal(False)
+    if "-o" in command.words:
+        output = Path(command.words[command.words.index("-o") + 1])
+        assert output.stat().st_size > 100
+        output.unlink()  # another page may make it too
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=str)
+def test_python(block, monkeypatch):
+    code = compile(block.text, str(block), "exec")  # what is not run is Python at least
+    if any(mark in block.text for mark in NOT_RUN):
+        return
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
+    exec(code, {"__name__": "example"})
+
+
+def test_reasons_not_to_run_python_are_of_use():
+    texts = [block.text for block in BLOCKS if block.language == "python"]
+    assert [mark for mark in NOT_RUN if not any(mark in text for text in texts)] == []
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
+def test_yaml(block, tmp_path):
+    content = yaml.safe_load(block.text)
+    file = tmp_path / "page.yaml"
+    if {"RESNETS", "RPN"} & content["MODEL"].keys():
+        from detectron2.model_zoo import get_config_file
+
+        from evonorm_d2.run_config import load_config
+
+        stock = get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+        file.write_text(f"_BASE_: {stock}\n{block.text}")
+        model = load_config(str(file), ["MODEL.DEVICE", "cpu"]).MODEL
+        assert model.RPN.HEAD_NAME == "NormActRPNHead" and model.WEIGHTS == ""
+    else:
+        file.write_text(block.text)
+        assert load_gan_config(str(file), ["DEVICE", "cpu"]).DATA.ROOT == content["DATA"]["ROOT"]
+
+
+def rows(page, first):
+    """The rows of the table in a page whose head begins with `first`, cell by cell."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first}"))
+    body = lines[start + 2 : lines.index("", start)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body]
+
+
+def result(name):
+    return json.loads((ROOT / "docs/results" / name).read_text())
+
+
+def layers():
+    found = result("layers_cpu.json")["results"]
+    return {(tuple(r["shape"]), r["layer"]): r for r in found if r["pass"] != "forward"}
+
+
+def test_the_ratios_of_layers_are_those_measured():
+    found = layers()
+    table = rows("choosing.md", "input (N, C, H, W)")
+    assert len(table) > 5
+    for shape, _, *cells in table:
+        shape = tuple(map(int, shape.split(",")))
+        for cell, ours, theirs in zip(cells, ("S0 native", "B0 native"), ("GN", "BN")):
+            a, b = (found[shape, name]["median_ms"] for name in (ours, f"{theirs} + ReLU"))
+            assert cell == f"{a / b:.2f}", (shape, ours)
+
+
+def test_the_memory_of_layers_is_that_measured():
+    found = layers()
+    large = [shape for shape, _ in found if shape[2] >= 100 and shape[1] <= 128]
+    names = ("S0 native", "GN + ReLU", "GN + SiLU", "S0 timm", "B0 timm")
+    cells = [row[1] for row in rows("choosing.md", "layer | keeps")]
+    assert len(cells) == len(names)
+    also = {"S0 native": "B0 native", "GN + ReLU": "BN + ReLU", "GN + SiLU": "BN + SiLU"}
+    for cell, name in zip(cells, names):
+        for other in (name, also.get(name, name)):
+            for shape in large:
+                if (shape, other) in found and shape[0] <= 2:
+                    values = shape[0] * shape[1] * shape[2] * shape[3]
+                    assert cell == f"{found[shape, other]['saved_bytes'] / 4 / values:.0f}"
+
+
+def test_the_papers_figures_are_the_ones_that_runs_are_compared_with():
+    from evonorm_repro.tables import Table2, Table3, Table4, Table5
+
+    def papers(table, model, layer, condition=None):
+        return table("paper", model).paper[layer, condition]
+
+    classifiers = ("preact_resnet", "mobilenet_v2")
+    for layer, *cells in rows("choosing.md", "ResNet-50, top-1"):
+        found = [papers(Table3, classifiers[0], layer, n) for n in Table3.conditions[: len(cells)]]
+        assert cells == [figures["accuracy"] for figures in found]
+    for layer, *cells in rows("choosing.md", "| ResNet-50 | MobileNetV2"):
+        assert cells == [papers(Table2, model, layer)["accuracy"] for model in classifiers]
+    for layer, *cells in rows("choosing.md", "| R-50-FPN | R-101-FPN"):
+        found = [papers(Table4, model, layer) for model in Table4.models]
+        assert cells == [f"{figures['bbox/AP']} / {figures['segm/AP']}" for figures in found]
+    for layer, *cells in rows("choosing.md", "| IS | FID"):
+        found = papers(Table5, "BigGAN-deep", layer)
+        assert cells == [found["IS"], found["FID"]]
+
+
+def sentences():
+    """What pages say of results, from the files that they name."""
+    demo, gan = result("demo.json"), result("digits_gan.json")
+    s0, gn = (
+        " / ".join(f"{demo['norms'][norm][f'{task}/AP']:.1f}" for task in ("bbox", "segm"))
+        for norm in ("EvoNormS0", "GN")
+    )
+    yield "choosing.md", f"{s0} with S0, {gn} with GN"
+    yield "tutorial-detectron2.md", f"got {s0} and {gn}"
+    yield "tutorial-detectron2.md", f"{demo['norms']['EvoNormS0']['time']:.2f} seconds an iteration"
+    key = "{}-digits (not comparable with Inception)"
+    fid, score = (
+        {norm: f"{row[key.format(name)]:.2f}" for norm, row in gan["norms"].items()}
+        for name in ("FID", "IS")
+    )
+    yield (
+        "choosing.md",
+        f"FID-digits {fid['BN-ReLU']} with BN-ReLU, {fid['EvoNormS0']} with S0, "
+        f"{fid['EvoNormB0']} with B0, {fid['GN-ReLU']} with GN-ReLU",
+    )
+    yield (
+        "tutorial-gan.md",
+        f"IS-digits was {score['EvoNormS0']} with EvoNormS0, {score['BN-ReLU']} with BN-ReLU, "
+        f"{score['EvoNormB0']} with EvoNormB0 and {score['GN-ReLU']} with GN-ReLU",
+    )
+    real = gan["real validation scans"][key.format("IS")]
+    yield "tutorial-gan.md", f"Real digits that were kept aside have {real:.2f}"
+    ratios = [
+        result(f"training_cpu_{model}.json")["ratios"]
+        for model in ("biggan_32", "biggan_64", "mask_rcnn_digits")
+    ]
+    small, large, detector = (f"{r['EvoNormS0 / GN']['median']:.2f}" for r in ratios)
+    assert small == large
+    yield "choosing.md", f"{small} of GN's time in BigGAN at 32x32 and 64x64 and {detector} in a"
+    b0 = [f"{r['EvoNormB0 / BN']['median']:.2f}" for r in ratios]
+    yield "choosing.md", f"B0 takes {b0[0]}, {b0[1]} and {b0[2]} of BN's"
+    counts = {
+        r["layer"]: r["parameters"] / 1e6 for r in result("table4_complexity.json")["table_4"][:4]
+    }
+    yield "choosing.md", f"{counts['BN-ReLU']:.4f} M parameters with BN or GN"
+    yield "choosing.md", f"{counts['EvoNorm-S0']:.4f} M with B0 or S0"
+
+
+@pytest.mark.parametrize("page, sentence", list(sentences()))
+def test_figures_in_sentences_are_those_measured(page, sentence):
+    assert sentence in " ".join((ROOT / "docs" / page).read_text().split())
