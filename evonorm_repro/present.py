@@ -77,7 +77,7 @@ def _notes(experiment: Experiment, results: dict[str, Any]) -> list[str]:
         notes.append(
             f"Learning rates are multiples of the config's, chosen by {metric.title} of one "
             f"{'short ' if experiment.short else ''}run each with a seed of its own, on the "
-            "validation images that are reported too:"
+            "data that is reported on too:"
         )
     for layer, values in tuned.items():
         cells = (
