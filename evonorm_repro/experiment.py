@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Metric:
     compared: bool = True  # between the norms, by a test
 
 
-class Experiment:
+class Experiment(ABC):
     """What differs between the tables; one subclass each in tables.py.
 
     Attributes:
@@ -61,19 +62,19 @@ class Experiment:
     median_and_best = False
     notes: tuple[str, ...] = ()
 
+    @abstractmethod
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
         """KEY VALUE ... of a run, but its seed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, folder: Path) -> dict[str, float]:
         """The metrics of a finished run, by key."""
-        raise NotImplementedError
 
     def describe(self, norm: str) -> dict[str, float]:
         """Figures of a row that need no run, by title."""
         return {}
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to make
         """Make the data, if it is not there."""
 
 

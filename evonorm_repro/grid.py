@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import queue
 import re
@@ -108,8 +109,12 @@ def run_jobs(
         results = _here(waiting, at_once, gpus)
     else:
         results = _on_ray(waiting, ray_address, gpus)
+    start = time.perf_counter()
     for i, (job, reason) in enumerate(results, 1):
-        say(f"[{i}/{len(waiting)}] {job.folder}: {f'FAILED: {reason}' if reason else 'done'}")
+        left = (time.perf_counter() - start) / i * (len(waiting) - i)
+        eta = f"; about {math.ceil(left / 60)} min to go" if i < len(waiting) else ""
+        outcome = f"FAILED: {reason}" if reason else "done"
+        say(f"[{i}/{len(waiting)}] {job.folder}: {outcome}{eta}")
 
 
 def run_job(job: Job, gpus: int, environment: dict[str, str]) -> str | None:
