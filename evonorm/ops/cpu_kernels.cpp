@@ -115,22 +115,41 @@ INLINE Vector<float> greater(Vector<float> a, Vector<float> b) { return _mm512_m
 INLINE Vector<float> lesser(Vector<float> a, Vector<float> b) { return _mm512_min_ps(a, b); }
 #endif
 
+// The first `count` values; the others are 0.
+template <typename V>
+INLINE V first(V x, int64_t count) {
+  for (int64_t i = count; i < int64_t(sizeof(x) / sizeof(x[0])); i++) x[i] = 0;
+  return x;
+}
+#ifdef __AVX512F__
+INLINE Vector<float> first(Vector<float> x, int64_t count) {
+  return _mm512_maskz_mov_ps((1u << count) - 1, x);
+}
+#endif
+
 template <typename V>
 INLINE V clamp(V x, V low, V high) {
   return lesser(high, greater(low, x));
 }
 
-// 2^t. Adding `round` leaves the nearest integer in the low bits, of which t keeps r, |r| <= 1/2.
-INLINE Vector<float> exp2(Vector<float> t) {
-  const Vector<float> round = Vector<float>{} + 0x1.8p23f;
-  t = clamp(t, Vector<float>{} - 126, Vector<float>{} + 126);
-  const Vector<float> whole = t + round, r = t - (whole - round);
-  // Minimax polynomial: relative error 9e-8.
+// 2^r for |r| <= 1/2, by a minimax polynomial: relative error 9e-8.
+INLINE Vector<float> exp2_of_fraction(Vector<float> r) {
   Vector<float> y = r * 1.3264727e-3f + 9.671513e-3f;
   y = y * r + 5.5507336e-2f;
   y = y * r + 2.4022242e-1f;
   y = y * r + 6.93147e-1f;
-  return (Vector<float>)((I32)(y * r + 1) + ((I32)whole << 23));
+  return y * r + 1;
+}
+
+// 2^t. Adding `round` leaves the nearest integer in the low bits, of which t keeps r, |r| <= 1/2.
+INLINE Vector<float> exp2(Vector<float> t) {
+  t = clamp(t, Vector<float>{} - 126, Vector<float>{} + 126);
+#ifdef __AVX512F__
+  const Vector<float> nearest = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm512_scalef_ps(exp2_of_fraction(t - nearest), nearest);
+#endif
+  const Vector<float> round = Vector<float>{} + 0x1.8p23f, whole = t + round;
+  return (Vector<float>)((I32)exp2_of_fraction(t - (whole - round)) + ((I32)whole << 23));
 }
 
 INLINE Vector<double> exp2(Vector<double> t) {
@@ -142,6 +161,38 @@ INLINE Vector<double> exp2(Vector<double> t) {
   for (int k = 13; k > 0; k--) y = y * r * (1. / k) + 1;  // the series of exp(r)
   return (Vector<double>)((I64)y + ((I64)whole << 52));
 }
+
+// The sum of each vector's values.
+template <int number, typename A>
+INLINE void totals(const Vector<A>* vectors, A* out) {
+  for (int k = 0; k < number; k++) {
+    typedef A Half __attribute__((vector_size(32)));
+    typedef A Quarter __attribute__((vector_size(16)));
+    Half half[2];
+    Quarter quarter[2];
+    __builtin_memcpy(half, vectors + k, 64);
+    half[0] += half[1];
+    __builtin_memcpy(quarter, half, 32);
+    quarter[0] += quarter[1];
+    out[k] = 0;
+    for (int i = 0; i < int(16 / sizeof(A)); i++) out[k] += quarter[0][i];
+  }
+}
+#ifdef __AVX512F__
+template <int number>
+INLINE void totals(const Vector<float>* vectors, float* out) {
+  constexpr int together = number < 4 ? number : 4;
+  __m512 v[4] = {};
+  for (int k = 0; k < together; k++) v[k] = vectors[k];
+  const __m512 ab = _mm512_shuffle_f32x4(v[0], v[1], 0x44) + _mm512_shuffle_f32x4(v[0], v[1], 0xee);
+  const __m512 cd = _mm512_shuffle_f32x4(v[2], v[3], 0x44) + _mm512_shuffle_f32x4(v[2], v[3], 0xee);
+  __m512 x = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
+  x += _mm512_shuffle_ps(x, x, 0x4e);
+  x += _mm512_shuffle_ps(x, x, 0xb1);
+  for (int k = 0; k < together; k++) out[k] = x[4 * k];
+  if constexpr (number > 4) totals<number - 4>(vectors + 4, out + 4);
+}
+#endif
 
 // A row of vectors: consecutive values of one plane, or of channels_last LANES planes side by side.
 template <typename T, bool last>
@@ -167,21 +218,42 @@ struct Strip {
     return pass.sums + ((plane + lane) * pass.pieces + piece) * number;
   }
 
+  // The mean of some values of a block. Its distance from the mean of all, squared, is at most 32
+  // variances, even if just these are outliers.
+  INLINE V near() const {
+    const int64_t stride = last ? pass.channels : 1;
+    if (!last && length >= 4 * lanes) {
+      V sum{};
+      for (int64_t k = 0; k < 4; k++) sum += load(pass.x + begin + k * (length - lanes) / 3, All<A>{});
+      return spread(sum) / (4 * lanes);
+    }
+    V sum{};
+    for (int64_t k = 0; k < 4; k++) {
+      const T* p = pass.x + begin + k * (length - 1) / 3 * stride;
+      sum += last ? load(p, width) : V{} + load(p, int64_t(1))[0];
+    }
+    return sum / 4;
+  }
+
   // In how many separate values a sum over the strip ends.
+  static constexpr int64_t most = last ? lanes : 1;
   int64_t results() const { return last ? width : 1; }
-  static double result(V sum, int64_t lane) { return last ? sum[lane] : total(sum); }
-  INLINE static A total(V sum) {
-    typedef A Half __attribute__((vector_size(32)));
-    typedef A Quarter __attribute__((vector_size(16)));
-    Half half[2];
-    Quarter quarter[2];
-    __builtin_memcpy(half, &sum, 64);
-    half[0] += half[1];
-    __builtin_memcpy(quarter, half, 32);
-    quarter[0] += quarter[1];
-    A result = 0;
-    for (int64_t i = 0; i < lanes / 4; i++) result += quarter[0][i];
-    return result;
+
+  // A vector's sum in each of its values.
+  INLINE static V spread(V sum) {
+    if (last) return sum;
+    A total[1];
+    totals<1>(&sum, total);
+    return V{} + total[0];
+  }
+
+  template <int number>
+  INLINE static void add(const V (&sums)[number], double (&to)[number][most]) {
+    A total[number];
+    if (!last) totals<number>(sums, total);
+    for (int k = 0; k < number; k++) {
+      for (int64_t i = 0; i < most; i++) to[k][i] += last ? sums[k][i] : total[k];
+    }
   }
 
   // f(which of 4 consecutive vectors, its offset, how many of its values count)
@@ -206,7 +278,7 @@ struct Strip {
 
   // The strip in blocks.
   template <typename F>
-  void blocks(F f) const {
+  INLINE void blocks(F f) const {
     const int64_t values = last ? block : block * lanes;
     for (int64_t k = 0; k < length; k += values) {
       Strip part = *this;
@@ -218,9 +290,9 @@ struct Strip {
 };
 
 template <typename T, bool last, typename F>
-void each_strip(const Pass<T>& pass, int64_t first, int64_t count, int64_t step, F f) {
+INLINE void each_strip(const Pass<T>& pass, int64_t first, int64_t count, F f) {
   constexpr int64_t lanes = Strip<T, last>::lanes;
-  for (int64_t k = 0, item = first; k < count; k++, item += step) {
+  for (int64_t item = first; item < first + count; item++) {
     const int64_t piece = pass.pieces == 1 ? 0 : item % pass.pieces, start = piece * pass.piece;
     const int64_t end = start + pass.piece < pass.plane ? start + pass.piece : pass.plane;
     if (!last) {
@@ -238,77 +310,77 @@ void each_strip(const Pass<T>& pass, int64_t first, int64_t count, int64_t step,
 
 // A kernel for both layouts from a function of a strip.
 template <typename T, typename F>
-void over_strips(const Pass<T>& pass, int64_t first, int64_t count, int64_t step, F f) {
+INLINE void over_strips(const Pass<T>& pass, int64_t first, int64_t count, F f) {
   if (pass.channels_last) {
-    each_strip<T, true>(pass, first, count, step, f);
+    each_strip<T, true>(pass, first, count, f);
   } else {
-    each_strip<T, false>(pass, first, count, step, f);
+    each_strip<T, false>(pass, first, count, f);
   }
 }
 
-// Sums of differences from the mean of what came before, for the first block from its own: sums of
-// x and x * x would lose the variance of an offset input.
+// Sums of differences from the mean of what came before, for the first block from the mean of some
+// of its values: sums of x and x * x would lose the variance of an offset input.
 template <typename T>
-void moments(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
-  over_strips(pass, first, count, step, [&](auto strip) {
+void moments(const Pass<T>& pass, int64_t first_item, int64_t items) {
+  over_strips(pass, first_item, items, [&](auto strip) INLINE_LAMBDA {
     using S = decltype(strip);
     using V = typename S::V;
-    constexpr int64_t lanes = S::lanes;
-    double done = 0;
-    strip.blocks([&](auto part) {
-      const double values = part.length;
-      V shift{};
-      if (!done) {
-        V sum[4] = {};
-        part.each([&](int k, int64_t at, auto count) INLINE_LAMBDA {
-          sum[k] += load(pass.x + at, count);
-        });
-        sum[0] += sum[1] + sum[2] + sum[3];
-        for (int64_t i = 0; i < strip.results(); i++) shift[i] = S::result(sum[0], i) / values;
-      } else {
-        for (int64_t i = 0; i < strip.results(); i++) shift[i] = strip.sums(MOMENTS, i)[0];
+    double done = 0, means[S::most], squares[S::most];
+    strip.blocks([&](auto part) INLINE_LAMBDA {
+      const typename S::A share = 1 / typename S::A(part.length);
+      V shift = part.near();
+      if (done > 0) {
+        for (int64_t i = 0; i < S::most; i++) shift[i] = means[i];
+        if (S::most == 1) shift = V{} + shift[0];
       }
-      if (strip.results() == 1) shift = V{} + shift[0];
       V sum[4] = {}, square[4] = {};
       part.each([&](int k, int64_t at, auto count) INLINE_LAMBDA {
         V d = load(pass.x + at, count) - shift;
-        if (!is_all(count)) {
-          for (int64_t i = count; i < lanes; i++) d[i] = 0;
-        }
+        if (!is_all(count)) d = first(d, count);
         sum[k] += d;
         square[k] += d * d;
       });
-      sum[0] += sum[1] + sum[2] + sum[3];
-      square[0] += square[1] + square[2] + square[3];
-      for (int64_t i = 0; i < strip.results(); i++) {
-        double* out = strip.sums(MOMENTS, i);
-        const double rest = S::result(sum[0], i) / values, mean = shift[i] + rest;
-        const double squares = S::result(square[0], i) - rest * rest * values;
+      const V both[2] = {sum[0] + sum[1] + (sum[2] + sum[3]), square[0] + square[1] + (square[2] + square[3])};
+      double of_block[2][S::most] = {};
+      S::add(both, of_block);
+      for (int64_t i = 0; i < S::most; i++) {
+        const double rest = of_block[0][i] * share, mean = shift[i] + rest;
+        const double around = of_block[1][i] - rest * of_block[0][i];
+        if (done == 0) {
+          means[i] = mean;
+          squares[i] = around;
+          continue;
+        }
         // Chan, Golub and LeVeque (1983): moments of two parts together.
-        const double delta = done ? mean - out[0] : 0, total = done + values;
-        out[0] = done ? out[0] + delta * values / total : mean;
-        out[1] = (done ? out[1] : 0) + squares + delta * delta * done * values / total;
+        const double delta = mean - means[i], part_of = part.length / (done + part.length);
+        means[i] += delta * part_of;
+        squares[i] += around + delta * delta * done * part_of;
       }
-      done += values;
+      done += part.length;
     });
+    for (int64_t i = 0; i < strip.results(); i++) {
+      double* out = strip.sums(MOMENTS, i);
+      out[0] = means[i];
+      out[1] = squares[i];
+    }
   });
 }
 
 // Adds up `number` values that f gives for each vector.
 template <int number, typename T, typename S, typename F>
-void sum_up(const Pass<T>& pass, const S& strip, F f) {
-  for (int64_t i = 0; i < strip.results(); i++) {
-    for (int k = 0; k < number; k++) strip.sums(number, i)[k] = 0;
-  }
-  strip.blocks([&](auto part) {
+INLINE void sum_up(const Pass<T>& pass, const S& strip, F f) {
+  double total[number][S::most] = {};
+  strip.blocks([&](auto part) INLINE_LAMBDA {
     typename S::V sum[number] = {};
     part.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
       f(load(pass.x + at, count), load(pass.dy + at, count), sum);
     });
-    for (int64_t i = 0; i < strip.results(); i++) {
-      for (int k = 0; k < number; k++) strip.sums(number, i)[k] += S::result(sum[k], i);
-    }
+    S::add(sum, total);
   });
+  for (int64_t i = 0; i < strip.results(); i++) {
+    double* out = strip.sums(number, i);
+    for (int k = 0; k < number; k++) out[k] = total[k][i];
+  }
 }
 
 // A float16 output stays finite, as a large constant over sqrt(eps) would not.
@@ -319,8 +391,8 @@ inline V saturated(V y) {
 }
 
 template <typename T>
-void sample_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
-  over_strips(pass, first, count, step, [&](auto strip) {
+void sample_forward(const Pass<T>& pass, int64_t first, int64_t count) {
+  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
     const auto rate = strip.coefficient(Sample::RATE), a = strip.coefficient(Sample::A),
                b = strip.coefficient(Sample::B);
     strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
@@ -331,8 +403,8 @@ void sample_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t s
 }
 
 template <typename T>
-void sample_sums(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
-  over_strips(pass, first, count, step, [&](auto strip) {
+void sample_sums(const Pass<T>& pass, int64_t first, int64_t count) {
+  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
     const auto rate = strip.coefficient(Sample::RATE);
     sum_up<Sample::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
       const auto e = exp2(rate * x), s = 1 / (1 + e), by_scale = dy * x * s;
@@ -346,8 +418,8 @@ void sample_sums(const Pass<T>& pass, int64_t first, int64_t count, int64_t step
 template <typename T> constexpr typename Wide<T>::type LN2 = 0.693147180559945309417;
 
 template <typename T>
-void sample_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
-  over_strips(pass, first, count, step, [&](auto strip) {
+void sample_backward(const Pass<T>& pass, int64_t first, int64_t count) {
+  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
     const auto rate = strip.coefficient(Sample::RATE), a = strip.coefficient(Sample::A),
                centre = strip.coefficient(Sample::CENTRE), p = strip.coefficient(Sample::P),
                q = strip.coefficient(Sample::Q);
@@ -360,8 +432,8 @@ void sample_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t 
 }
 
 template <typename T>
-void batch_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
-  over_strips(pass, first, count, step, [&](auto strip) {
+void batch_forward(const Pass<T>& pass, int64_t first, int64_t count) {
+  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
     const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
                floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
                b = strip.coefficient(Batch::B);
@@ -373,8 +445,8 @@ void batch_forward(const Pass<T>& pass, int64_t first, int64_t count, int64_t st
 }
 
 template <typename T>
-void batch_sums(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
-  over_strips(pass, first, count, step, [&](auto strip) {
+void batch_sums(const Pass<T>& pass, int64_t first, int64_t count) {
+  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
     const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
                floor = strip.coefficient(Batch::FLOOR);
     sum_up<Batch::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
@@ -391,8 +463,8 @@ void batch_sums(const Pass<T>& pass, int64_t first, int64_t count, int64_t step)
 }
 
 template <typename T>
-void batch_backward(const Pass<T>& pass, int64_t first, int64_t count, int64_t step) {
-  over_strips(pass, first, count, step, [&](auto strip) {
+void batch_backward(const Pass<T>& pass, int64_t first, int64_t count) {
+  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
     const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
                floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
                centre = strip.coefficient(Batch::CENTRE), p = strip.coefficient(Batch::P),

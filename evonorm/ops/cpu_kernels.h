@@ -30,7 +30,7 @@ struct Pass {
 };
 
 template <typename T>
-using Kernel = void (*)(const Pass<T>&, int64_t first, int64_t count, int64_t step);
+using Kernel = void (*)(const Pass<T>&, int64_t first, int64_t count);
 
 // Of x: its mean and the sum of its squared differences from the mean.
 constexpr int MOMENTS = 2;
