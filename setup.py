@@ -75,8 +75,8 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             "evonorm.ops._cpu",
-            [str(OPS / "cpu.cpp")],
-            depends=[str(OPS / "cpu_kernels.h")],
+            [str(OPS / "cpu.cpp"), str(OPS / "cpu_autograd.cpp")],
+            depends=[str(OPS / name) for name in ("cpu_kernels.cpp", "cpu_kernels.h")],
             include_dirs=cpp_extension.include_paths(),
             library_dirs=cpp_extension.library_paths(),
             libraries=["c10", "torch_cpu"],

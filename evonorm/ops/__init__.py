@@ -1,8 +1,9 @@
 """The EvoNorms as operators, `torch.ops.evonorm.forward` and its backward pass.
 
 :mod:`.reference` says what they compute and is what runs where a device has no kernel of its own.
-`cpu.cpp` holds the kernels for the CPU, which setup.py builds where there is a compiler, and
-`cuda.py` those for NVIDIA GPUs, which run where Triton is installed, as it is beside PyTorch.
+`cpu.cpp` holds the kernels for the CPU, which setup.py builds where there is a compiler, and with
+them `cpu_autograd.cpp`, which keeps a call short. `cuda.py` holds those for NVIDIA GPUs, which run
+where Triton is installed, as it is beside PyTorch.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _LIBRARY.define(
     f"backward(Tensor dy, Tensor x, {_PARAMETERS}, Tensor stats, Tensor batch_stats, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
+_LIBRARY.define(f"formula(Tensor x, {_PARAMETERS}, {_OPTIONS}) -> Tensor")  # for second derivatives
+_LIBRARY.impl("formula", reference.formula, "CompositeImplicitAutograd")
 _LIBRARY.impl("forward", reference.forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("backward", reference.backward, "CompositeExplicitAutograd")
 
