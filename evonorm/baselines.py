@@ -172,9 +172,10 @@ class BatchNormAct(NormAct):
                 return (relu(z, z) if self.activation else z).to(x.dtype)
             if self.training:
                 mean, var, count = batch_moments(x, self.sync)
-                track(self.running_mean, mean, count, self.momentum)
+                share = self.momentum * count.clamp(max=1)  # nothing of an empty batch
+                track(self.running_mean, mean, share)
                 unbiased = var * count / (count - 1).clamp(min=1)
-                track(self.running_var, unbiased, count, self.momentum)
+                track(self.running_var, unbiased, share)
             return keep_inputs_only(self.evaluate, x, self.v, mean, var, weight, bias)
         return self.evaluate(x, self.v, mean, var, weight, bias)
 

@@ -175,7 +175,7 @@ class EvoNorm(NormAct):
         if bias is None:
             bias = self.bias
         if not self.activation:
-            return F.affine(x, weight, bias).to(x.dtype)
+            return self.affine(x, weight, bias)
         var = self.running_var
         if not torch.jit.is_scripting():
             if self.kind and not (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()):
@@ -203,6 +203,16 @@ class EvoNorm(NormAct):
             y = y.clamp(-65504, 65504)
         return y.to(x.dtype)
 
+    def affine(self, x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
+        if weight is not None and bias is not None:
+            mixed = weight.dtype == torch.float32 and x.dtype != torch.float64
+            alike = weight.dtype == bias.dtype and (weight.dtype == x.dtype or mixed)
+            if alike and weight.dim() + bias.dim() == 2:
+                # PyTorch's kernel for a BatchNorm in evaluation: one pass, and so the gradients.
+                mean, var = torch.zeros_like(weight), torch.ones_like(weight)
+                return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0, False)
+        return F.affine(x, weight, bias).to(x.dtype)
+
     @torch.jit.unused
     def _operator(self, x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
         var, own = self.running_var, False
@@ -213,7 +223,7 @@ class EvoNorm(NormAct):
             x, self.v, var, weight, bias, self.num_groups, self.eps, self.kind
         )
         if own and x.numel():
-            track(self.running_var, batch[1], batch.new_ones(()), self.momentum)
+            track(self.running_var, batch[1], self.momentum)
         return y
 
     @torch.jit.unused
@@ -221,7 +231,7 @@ class EvoNorm(NormAct):
         mean, var, count = batch_moments(x, self.sync)
         if self.statistic == "mean_square":
             var = var + mean.square()
-        track(self.running_var, var, count, self.momentum)
+        track(self.running_var, var, self.momentum * count.clamp(max=1))  # nothing of an empty batch
         return var
 
 
@@ -301,10 +311,11 @@ class _KeepInputsOnly(torch.autograd.Function):
 
 
 @torch.no_grad()
-def track(running: Tensor, value: Tensor, count: Tensor, momentum: float) -> None:
-    """Move a running statistic towards `value`, unless the batch was empty (count 0)."""
-    weight = (momentum * count.clamp(max=1)).to(running.dtype)
-    running.lerp_(value.detach().to(running.dtype), weight)
+def track(running: Tensor, value: Tensor, momentum: float | Tensor) -> None:
+    """Move a running statistic by the share `momentum` of the way to `value`."""
+    if isinstance(momentum, Tensor):
+        momentum = momentum.to(running.dtype)
+    running.lerp_(value.detach().to(running.dtype), momentum)
 
 
 def _check(option: str, value: Any, possible: bool) -> None:
