@@ -231,7 +231,8 @@ class EvoNorm(NormAct):
         mean, var, count = batch_moments(x, self.sync)
         if self.statistic == "mean_square":
             var = var + mean.square()
-        track(self.running_var, var, self.momentum * count.clamp(max=1))  # nothing of an empty batch
+        share = self.momentum * count.clamp(max=1)  # nothing of an empty batch
+        track(self.running_var, var, share)
         return var
 
 
