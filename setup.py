@@ -76,7 +76,7 @@ def extensions() -> list[Extension]:
         Extension(
             "evonorm.ops._cpu",
             [str(OPS / "cpu.cpp"), str(OPS / "cpu_autograd.cpp")],
-            depends=[str(OPS / name) for name in ("cpu_kernels.cpp", "cpu_kernels.h")],
+            depends=[str(OPS / f"cpu_{name}") for name in ("kernels.cpp", "kernels.h", "work.h")],
             include_dirs=cpp_extension.include_paths(),
             library_dirs=cpp_extension.library_paths(),
             libraries=["c10", "torch_cpu"],

@@ -1,17 +1,15 @@
 // The operators on a CPU: what the loops of cpu_kernels.cpp need is worked out here, and their sums
 // are turned into statistics and gradients. The formulas are explained in reference.py.
-#include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <array>
 #include <cmath>
 #include <memory>
 #include <vector>
 
-#include "cpu_kernels.h"
+#include "cpu_work.h"
 
 namespace evonorm {
 namespace {
@@ -19,25 +17,7 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-constexpr int64_t GRAIN = 32768;  // values that are worth a thread
-constexpr int64_t AT_ONCE = 4096;  // values of a sample, at least
-constexpr int64_t CACHE = 1 << 19;  // bytes of a core's own
-
 constexpr double LOG2_E = 1.44269504088896340736;
-
-struct Kind {
-  bool batch, centred;  // whether the statistics are deviations, or root mean squares
-  char variant;
-
-  explicit Kind(c10::string_view name) {
-    TORCH_CHECK(
-        name == "B0" || name == "B1" || name == "B2" || name == "S0" || name == "S1" || name == "S2",
-        "kind should be one of B0, B1, B2, S0, S1 and S2, not ", name);
-    batch = name[0] == 'B';
-    variant = name[1];
-    centred = batch ? variant == '0' : variant != '2';
-  }
-};
 
 // A parameter (C,) or (N, C), or a constant in its place.
 template <typename A>
@@ -65,11 +45,6 @@ class Parameter {
   A otherwise_;
 };
 
-// Some channels of some samples.
-struct Block {
-  int64_t n_begin, n_end, c_begin, c_end;
-};
-
 template <typename T>
 const Kernels<T>& kernels() {
   static const std::string capability = at::get_cpu_capability();
@@ -79,189 +54,6 @@ const Kernels<T>& kernels() {
 #endif
   return baseline<T>();
 }
-
-template <typename T> struct TorchType { using type = T; };
-template <> struct TorchType<BFloat16> { using type = at::BFloat16; };
-template <> struct TorchType<Half> { using type = at::Half; };
-
-struct Moments {
-  double mean = 0, variance = 0;
-};
-
-// What forward and backward have in common.
-template <typename T>
-struct Problem {
-  using A = typename Wide<T>::type;
-
-  const Kind kind;
-  const Tensor x;
-  const bool whole;  // a B takes the variance of the batch itself, which ties its samples together
-  const int64_t batch, channels, plane, groups;  // a statistic of a B is one channel's
-  const at::MemoryFormat format;
-  int64_t of_group, width;  // channels: of a group, and that are worked on together
-  Pass<T> reduced{}, pass{};  // for the sums, and for what is then done with them
-  std::unique_ptr<double[]> kept_sums;
-  std::unique_ptr<A[]> coefficients;
-
-  // `by_group`: an S needs no sums of single channels.
-  Problem(const Tensor& given, Kind kind_, bool whole_, int64_t groups_, bool by_group,
-          int number_of_sums, int number_of_coefficients)
-      : kind(kind_),
-        x(given),
-        whole(whole_),
-        batch(x.size(0)),
-        channels(x.size(1)),
-        plane(x.size(2) * x.size(3)),
-        groups(kind.batch ? channels : groups_),
-        format(x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast) {
-    TORCH_CHECK(groups > 0 && channels % groups == 0, groups, " groups don't divide ", channels, " channels");
-    // A 1x1 map is both, and as channels_last its vectors are full.
-    const bool last = plane == 1 || format == at::MemoryFormat::ChannelsLast;
-    of_group = channels / groups;
-    const int64_t most = AT_ONCE / std::max<int64_t>(of_group * plane, 1);
-    width = of_group * std::min(std::max<int64_t>(most, 1), groups);
-    pass = over(channels, plane, last);
-    // The channels of a group are one long plane.
-    reduced = by_group && !last ? over(groups, of_group * plane, last) : pass;
-    kept_sums.reset(new double[batch * reduced.channels * reduced.pieces * number_of_sums]);
-    reduced.sums = kept_sums.get();
-    coefficients.reset(new A[number_of_coefficients * batch * channels]);
-    for (int k = 0; k < number_of_coefficients; k++) pass.coefficients[k] = coefficient(k);
-    std::copy(std::begin(pass.coefficients), std::end(pass.coefficients), reduced.coefficients);
-  }
-
-  Pass<T> over(int64_t of_channels, int64_t of_plane, bool last) const {
-    Pass<T> p{};
-    const int64_t most = last ? std::max<int64_t>(65536 / of_channels, 1) : 16384;
-    p.channels_last = last;
-    p.batch = batch;
-    p.channels = of_channels;
-    p.plane = of_plane;
-    p.pieces = std::max<int64_t>((of_plane + most - 1) / most, 1);
-    p.piece = (of_plane + p.pieces - 1) / p.pieces;
-    p.x = data(x);
-    return p;
-  }
-
-  A* coefficient(int k) const { return coefficients.get() + k * batch * channels; }
-
-  // Of the B series: max(floor, v * x + s), max(floor, (x + 1) * s) or max(floor, s - x).
-  void set_denominator(int64_t plane, A v, A s, A floor) {
-    coefficient(Batch::SLOPE)[plane] = kind.variant == '0' ? v : kind.variant == '1' ? s : A(-1);
-    coefficient(Batch::RISE)[plane] = s;
-    coefficient(Batch::FLOOR)[plane] = floor;
-  }
-
-  const T* data(const Tensor& t) const {
-    return reinterpret_cast<const T*>(t.template const_data_ptr<typename TorchType<T>::type>());
-  }
-
-  // A tensor like x for the result.
-  Tensor output() {
-    Tensor out = at::empty(x.sizes(), x.options().memory_format(format));
-    pass.out = reinterpret_cast<T*>(out.template data_ptr<typename TorchType<T>::type>());
-    return out;
-  }
-
-  // f(plane n * C + c, n, c)
-  template <typename F>
-  void each(const Block& b, F f) const {
-    for (int64_t n = b.n_begin; n < b.n_end; n++) {
-      for (int64_t c = b.c_begin; c < b.c_end; c++) f(n * channels + c, n, c);
-    }
-  }
-
-  // f(group n * groups + g, its planes)
-  template <typename F>
-  void each_group(const Block& b, F f) const {
-    for (int64_t c = b.c_begin; c < b.c_end; c += of_group) {
-      f(b.n_begin * groups + c / of_group, Block{b.n_begin, b.n_end, c, c + of_group});
-    }
-  }
-
-  // For each block prepare() sets what coefficients `reduce` takes, finish() what else `map` does.
-  template <typename Prepare, typename Finish>
-  void run(Prepare prepare, Kernel<T> reduce, Finish finish, Kernel<T> map) const {
-    const int64_t of_sample = (channels + width - 1) / width, number = whole ? of_sample : batch * of_sample;
-    const auto in_parallel = [&](int64_t items, auto f) {
-      const int64_t values = batch * channels * plane;
-      at::parallel_for(0, items, std::max<int64_t>(GRAIN * items / std::max<int64_t>(values, 1), 1), f);
-    };
-    const auto on_blocks = [&](auto f) {
-      in_parallel(number, [&](int64_t begin, int64_t end) {
-        for (int64_t k = begin; k < end; k++) {
-          const int64_t n = whole ? 0 : k / of_sample, c = k % of_sample * width;
-          f(Block{n, whole ? batch : n + 1, c, std::min(c + width, channels)});
-        }
-      });
-    };
-    // From far apart, and too much to stay in the cache.
-    const bool scattered = whole && plane * sizeof(T) < 4096 && batch * width * plane * sizeof(T) > CACHE;
-    if (!pass.channels_last && !scattered && number >= 2 * at::get_num_threads()) {
-      const auto on = [&](Kernel<T> kernel, const Pass<T>& p, const Block& b) {
-        const int64_t together = channels / p.channels;
-        for (int64_t n = b.n_begin; n < b.n_end; n++) {
-          kernel(p, (n * p.channels + b.c_begin / together) * p.pieces,
-                 (b.c_end - b.c_begin) / together * p.pieces);
-        }
-      };
-      // Block by block, as what was just read for the reduction is in the cache still.
-      on_blocks([&](const Block& b) {
-        prepare(b);
-        on(reduce, reduced, b);
-        finish(b);
-        on(map, pass, b);
-      });
-      return;
-    }
-    const auto on_all = [&](Kernel<T> kernel, const Pass<T>& p) {
-      in_parallel((p.channels_last ? batch : batch * p.channels) * p.pieces,
-                  [&](int64_t begin, int64_t end) { kernel(p, begin, end - begin); });
-    };
-    on_blocks(prepare);
-    on_all(reduce, reduced);
-    on_blocks(finish);
-    on_all(map, pass);
-  }
-
-  Moments moments_of_plane(int64_t i) const {
-    const double* part = reduced.sums + i * reduced.pieces * MOMENTS;
-    double mean = part[0], squares = part[1];
-    for (int64_t k = 1, count = reduced.piece; k < reduced.pieces; k++) {
-      part += MOMENTS;
-      const int64_t more = std::min(reduced.piece, reduced.plane - k * reduced.piece);
-      const double delta = part[0] - mean, share = double(more) / (count + more);
-      mean += delta * share;
-      squares += part[1] + delta * delta * count * share;
-      count += more;
-    }
-    return {mean, squares / reduced.plane};
-  }
-
-  // Of planes together, which all have the same size.
-  Moments moments_of_planes(int64_t first, int64_t count) const {
-    if (count == 1) return moments_of_plane(first);
-    Moments total;
-    for (int64_t i = first; i < first + count; i++) total.mean += moments_of_plane(i).mean;
-    total.mean /= count;
-    for (int64_t i = first; i < first + count; i++) {
-      const Moments m = moments_of_plane(i);
-      total.variance += m.variance + (m.mean - total.mean) * (m.mean - total.mean);
-    }
-    total.variance /= count;
-    return total;
-  }
-
-  template <int number>
-  std::array<double, number> sums_of_plane(int64_t i) const {
-    std::array<double, number> total{};
-    const double* part = reduced.sums + i * reduced.pieces * number;
-    for (int64_t piece = 0; piece < reduced.pieces; piece++, part += number) {
-      for (int k = 0; k < number; k++) total[k] += part[k];
-    }
-    return total;
-  }
-};
 
 template <typename T>
 std::tuple<Tensor, Tensor, Tensor> forward_as(
@@ -286,63 +78,62 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(
     return std::sqrt(m.variance + (kind.centred ? 0 : m.mean * m.mean) + eps);
   };
 
-  const int64_t parts = p.reduced.channels / p.groups;  // whose moments were taken, of a group
-  const auto finish_sample = [&](int64_t u, const Block& group) {
-    const Moments m = p.moments_of_planes(u * parts, parts);
-    mean[u] = m.mean;
-    scale[u] = scale_of(m);
-    const A factor = 1 / scale[u];
-    p.each(group, [&](int64_t i, int64_t n, int64_t c) {
-      p.coefficient(Sample::RATE)[i] = A(-LOG2_E) * v(n, c);
-      p.coefficient(Sample::A)[i] = weight(n, c) * factor;
-      p.coefficient(Sample::B)[i] = bias(n, c);
+  const auto finish_sample = [&](Work<T>& work, const Block& b) {
+    work.each_group(b, [&](int64_t u, const Block& group) {
+      const Moments m = work.moments_of_group(group);
+      mean[u] = m.mean;
+      scale[u] = scale_of(m);
+      const A factor = 1 / scale[u];
+      work.each(group, [&](int64_t i, int64_t n, int64_t c) {
+        work.coefficient(Sample::RATE)[i] = A(-LOG2_E) * v(n, c);
+        work.coefficient(Sample::A)[i] = weight(n, c) * factor;
+        work.coefficient(Sample::B)[i] = bias(n, c);
+      });
     });
   };
 
-  const auto finish_batch = [&](const Block& b) {
-    const int64_t width = b.c_end - b.c_begin;
-    std::vector<double> means(width), variances(width);
+  const auto finish_batch = [&](Work<T>& work, const Block& b) {
+    std::vector<double> means(b.width()), variances(b.width());
     if (whole) {
-      p.each(b, [&](int64_t i, int64_t, int64_t c) {
-        means[c - b.c_begin] += p.moments_of_plane(i).mean / N;
+      work.each(b, [&](int64_t i, int64_t, int64_t c) {
+        means[c - b.c_begin] += work.moments_of_plane(i).mean / N;
       });
-      p.each(b, [&](int64_t i, int64_t, int64_t c) {
-        const Moments m = p.moments_of_plane(i);
+      work.each(b, [&](int64_t i, int64_t, int64_t c) {
+        const Moments m = work.moments_of_plane(i);
         const double delta = m.mean - means[c - b.c_begin];
         variances[c - b.c_begin] += (m.variance + delta * delta) / N;
       });
       std::copy(means.begin(), means.end(), of_batch + b.c_begin);
       std::copy(variances.begin(), variances.end(), of_batch + C + b.c_begin);
     }
-    std::vector<A> floors(width);
-    for (int64_t k = 0; k < width; k++) {
+    std::vector<A> floors(b.width());
+    for (int64_t k = 0; k < b.width(); k++) {
       floors[k] = std::sqrt((whole ? variances[k] : var(0, b.c_begin + k)) + eps);
     }
-    p.each(b, [&](int64_t i, int64_t n, int64_t c) {
-      const Moments m = p.moments_of_plane(i);
-      mean[i] = m.mean;
-      scale[i] = scale_of(m);
-      p.set_denominator(i, v(n, c), scale[i], floors[c - b.c_begin]);
-      p.coefficient(Batch::A)[i] = weight(n, c);
-      p.coefficient(Batch::B)[i] = bias(n, c);
+    work.each(b, [&](int64_t i, int64_t n, int64_t c) {
+      const Moments m = work.moments_of_plane(i);
+      mean[n * C + c] = m.mean;
+      scale[n * C + c] = scale_of(m);
+      work.set_denominator(i, v(n, c), scale[n * C + c], floors[c - b.c_begin]);
+      work.coefficient(Batch::A)[i] = weight(n, c);
+      work.coefficient(Batch::B)[i] = bias(n, c);
     });
   };
 
   if (x.numel() == 0) return {y, stats, batch_stats};
   const Kernels<T>& k = kernels<T>();
-  const auto nothing = [](const Block&) {};
+  const auto nothing = [](Work<T>&, const Block&) {};
   if (kind.batch) {
     p.run(nothing, k.moments, finish_batch, k.batch_forward);
   } else {
-    const auto finish = [&](const Block& b) { p.each_group(b, finish_sample); };
-    p.run(nothing, k.moments, finish, k.sample_forward);
+    p.run(nothing, k.moments, finish_sample, k.sample_forward);
   }
   return {y, stats, batch_stats};
 }
 
 // A gradient (N, C) as one of a parameter: summed over the samples for (C,), nothing for None.
 template <typename A>
-Tensor gradient(const double* values, const optional<Tensor>& parameter, int64_t n, int64_t c) {
+Tensor gradient(const A* values, const optional<Tensor>& parameter, int64_t n, int64_t c) {
   if (!parameter) return at::empty({0}, at::kFloat);
   Tensor total = at::empty(parameter->sizes(), c10::CppTypeToScalarType<A>::value);
   A* out = total.template data_ptr<A>();
@@ -378,78 +169,82 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
   const A* scale = mean + N * p.groups;
   const A* of_batch = batch_stats.template const_data_ptr<A>();
   // Of each sample and channel.
-  std::unique_ptr<double[]> gradients(new double[4 * N * C]);
-  double *dv = gradients.get(), *dvar = dv + N * C, *dweight = dvar + N * C, *dbias = dweight + N * C;
+  std::unique_ptr<A[]> gradients(new A[4 * N * C]);
+  A *dv = gradients.get(), *dvar = dv + N * C, *dweight = dvar + N * C, *dbias = dweight + N * C;
 
-  const auto prepare_sample = [&](int64_t u, const Block& group) {
-    const A factor = 1 / scale[u];
-    p.each(group, [&](int64_t i, int64_t n, int64_t c) {
-      p.coefficient(Sample::RATE)[i] = A(-LOG2_E) * v(n, c);
-      p.coefficient(Sample::A)[i] = weight(n, c) * factor;
+  const auto prepare_sample = [&](Work<T>& work, const Block& b) {
+    work.each_group(b, [&](int64_t u, const Block& group) {
+      const A factor = 1 / scale[u];
+      work.each(group, [&](int64_t i, int64_t n, int64_t c) {
+        work.coefficient(Sample::RATE)[i] = A(-LOG2_E) * v(n, c);
+        work.coefficient(Sample::A)[i] = weight(n, c) * factor;
+      });
     });
   };
 
-  const auto finish_sample = [&](int64_t u, const Block& group) {
-    const double centre = mean[u], r = 1. / scale[u];
-    double along = 0;  // dy * num * weight, summed over the group
-    p.each(group, [&](int64_t i, int64_t n, int64_t c) {
-      const auto sums = p.template sums_of_plane<Sample::SUMS>(i);
-      const double w = weight(n, c);
-      along += w * sums[Sample::BY_SCALE];
-      dv[i] = w * r * sums[Sample::BY_V];
-      dweight[i] = sums[Sample::BY_SCALE] * r;
-      dbias[i] = sums[Sample::BY_BIAS];
-    });
-    const double slope = -along * r * r * r / (p.of_group * p.plane);
-    p.each(group, [&](int64_t i, int64_t, int64_t) {
-      p.coefficient(Sample::CENTRE)[i] = centre;
-      p.coefficient(Sample::P)[i] = slope;
-      p.coefficient(Sample::Q)[i] = kind.centred ? 0 : slope * centre;
+  const auto finish_sample = [&](Work<T>& work, const Block& b) {
+    work.each_group(b, [&](int64_t u, const Block& group) {
+      const double centre = mean[u], r = 1. / scale[u];
+      double along = 0;  // dy * num * weight, summed over the group
+      work.each(group, [&](int64_t i, int64_t n, int64_t c) {
+        const auto sums = work.template sums_of_plane<Sample::SUMS>(i);
+        const double w = weight(n, c);
+        along += w * sums[Sample::BY_SCALE];
+        dv[n * C + c] = w * r * sums[Sample::BY_V];
+        dweight[n * C + c] = sums[Sample::BY_SCALE] * r;
+        dbias[n * C + c] = sums[Sample::BY_BIAS];
+      });
+      const double slope = -along * r * r * r / (p.of_group * p.plane);
+      work.each(group, [&](int64_t i, int64_t, int64_t) {
+        work.coefficient(Sample::CENTRE)[i] = centre;
+        work.coefficient(Sample::P)[i] = slope;
+        work.coefficient(Sample::Q)[i] = kind.centred ? 0 : slope * centre;
+      });
     });
   };
 
-  const auto prepare_batch = [&](const Block& b) {
-    p.each(b, [&](int64_t i, int64_t n, int64_t c) {
+  const auto prepare_batch = [&](Work<T>& work, const Block& b) {
+    work.each(b, [&](int64_t i, int64_t n, int64_t c) {
       const double of_channel = whole ? of_batch[C + c] : var(0, c);
-      p.set_denominator(i, v(n, c), scale[i], std::sqrt(of_channel + eps));
-      p.coefficient(Batch::A)[i] = weight(n, c);
+      work.set_denominator(i, v(n, c), scale[n * C + c], std::sqrt(of_channel + eps));
+      work.coefficient(Batch::A)[i] = weight(n, c);
     });
   };
 
-  const auto finish_batch = [&](const Block& b) {
-    std::vector<double> by_var(b.c_end - b.c_begin);
-    p.each(b, [&](int64_t i, int64_t n, int64_t c) {
-      const auto sums = p.template sums_of_plane<Batch::SUMS>(i);
-      const double w = weight(n, c);
+  const auto finish_batch = [&](Work<T>& work, const Block& b) {
+    std::vector<double> by_var(b.width());
+    work.each(b, [&](int64_t i, int64_t n, int64_t c) {
+      const auto sums = work.template sums_of_plane<Batch::SUMS>(i);
+      const int64_t at = n * C + c;
+      const double w = weight(n, c), of_floor = -w * sums[Batch::BY_FLOOR];
       double by_scale = -w * sums[Batch::BY_RISE];
       if (kind.variant == '1') by_scale -= w * sums[Batch::BY_SLOPE];
-      const double slope = by_scale / (double(scale[i]) * p.plane);
-      dv[i] = -w * sums[Batch::BY_SLOPE];
-      dvar[i] = -w * sums[Batch::BY_FLOOR] / (2 * p.coefficient(Batch::FLOOR)[i]);
-      dweight[i] = sums[Batch::BY_SCALE];
-      dbias[i] = sums[Batch::BY_BIAS];
-      by_var[c - b.c_begin] += dvar[i];
-      p.coefficient(Batch::CENTRE)[i] = mean[i];
-      p.coefficient(Batch::P)[i] = slope;
-      p.coefficient(Batch::Q)[i] = kind.centred ? 0 : slope * mean[i];
+      const double slope = by_scale / (double(scale[at]) * p.plane);
+      const double d_var = of_floor / (2 * work.coefficient(Batch::FLOOR)[i]);
+      dv[at] = -w * sums[Batch::BY_SLOPE];
+      dvar[at] = d_var;
+      dweight[at] = sums[Batch::BY_SCALE];
+      dbias[at] = sums[Batch::BY_BIAS];
+      by_var[c - b.c_begin] += d_var;
+      work.coefficient(Batch::CENTRE)[i] = mean[at];
+      work.coefficient(Batch::P)[i] = slope;
+      work.coefficient(Batch::Q)[i] = kind.centred ? 0 : slope * mean[at];
     });
     if (!whole) return;
-    p.each(b, [&](int64_t i, int64_t, int64_t c) {
+    work.each(b, [&](int64_t i, int64_t n, int64_t c) {
       const double slope = 2 * by_var[c - b.c_begin] / (N * p.plane);
-      p.coefficient(Batch::P)[i] += slope;
-      p.coefficient(Batch::Q)[i] += slope * (mean[i] - of_batch[c]);
+      work.coefficient(Batch::P)[i] += slope;
+      work.coefficient(Batch::Q)[i] += slope * (mean[n * C + c] - of_batch[c]);
     });
   };
 
   const Kernels<T>& k = kernels<T>();
   if (x.numel() == 0) {
-    std::fill(dv, dv + 4 * N * C, 0.);
+    std::fill(dv, dv + 4 * N * C, A(0));
   } else if (kind.batch) {
     p.run(prepare_batch, k.batch_sums, finish_batch, k.batch_backward);
   } else {
-    const auto prepare = [&](const Block& b) { p.each_group(b, prepare_sample); };
-    const auto finish = [&](const Block& b) { p.each_group(b, finish_sample); };
-    p.run(prepare, k.sample_sums, finish, k.sample_backward);
+    p.run(prepare_sample, k.sample_sums, finish_sample, k.sample_backward);
   }
   return {dx, gradient<A>(dv, v_, N, C), gradient<A>(dvar, var_, N, C),
           gradient<A>(dweight, weight_, N, C), gradient<A>(dbias, bias_, N, C)};

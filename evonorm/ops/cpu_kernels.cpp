@@ -210,19 +210,19 @@ struct Strip {
   int64_t width;   // planes side by side
 
   V coefficient(int k) const {
-    const A* p = pass.coefficients[k] + plane;
+    const A* p = pass.coefficients[k] + plane - pass.origin;
     return last ? load(p, width) : V{} + *p;
   }
 
   double* sums(int number, int64_t lane) const {
-    return pass.sums + ((plane + lane) * pass.pieces + piece) * number;
+    return pass.sums + ((plane - pass.origin + lane) * pass.pieces + piece) * number;
   }
 
   // The mean of some values of a block. Its distance from the mean of all, squared, is at most 32
   // variances, even if just these are outliers.
   INLINE V near() const {
     const int64_t stride = last ? pass.channels : 1;
-    if (!last && length >= 4 * lanes) {
+    if (!last && length > block) {
       V sum{};
       for (int64_t k = 0; k < 4; k++) sum += load(pass.x + begin + k * (length - lanes) / 3, All<A>{});
       return spread(sum) / (4 * lanes);

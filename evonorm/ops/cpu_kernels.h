@@ -14,8 +14,8 @@ template <> struct Wide<double> { using type = double; };
 
 // One pass over a tensor (N, C, H, W), as N * C planes of `plane` = H * W values. A reduction cuts
 // each plane into `pieces` of at most `piece` values and leaves its sums for each at
-// sums[((n * C + c) * pieces + piece) * (number of sums)]; the caller adds these up in order, so
-// that a result depends neither on the number of threads nor on their timing.
+// sums[((n * C + c - origin) * pieces + piece) * (number of sums)]; the caller adds these up in
+// order, so that a result depends neither on the number of threads nor on their timing.
 //
 // A kernel is called with items: (n, c, piece) of a contiguous tensor; (n, piece) of a channels_last
 // one, where it takes all channels.
@@ -25,8 +25,9 @@ struct Pass {
   T* out;
   int64_t batch, channels, plane, pieces, piece;
   bool channels_last;
+  int64_t origin;
   double* sums;
-  const typename Wide<T>::type* coefficients[8];  // (N, C) each; which ones, a kernel says
+  const typename Wide<T>::type* coefficients[8];  // of plane n * C + c - origin; which, a kernel says
 };
 
 template <typename T>
