@@ -4,7 +4,7 @@
 #include "cpu_kernels.h"
 
 #include <type_traits>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -15,17 +15,25 @@ namespace {
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
-// Vectors of the compiler's (GCC and Clang): 64 bytes, in as many registers as that takes.
+#if defined(__AVX512F__)
+#define REGISTER 64  // bytes
+#elif defined(__AVX2__)
+#define REGISTER 32
+#else
+#define REGISTER 16
+#endif
+
+// Vectors of the compiler's (GCC and Clang). Larger than a register, GCC takes some apart.
 template <typename A>
 struct VectorOf {
-  typedef A type __attribute__((vector_size(64)));
-  static constexpr int64_t lanes = 64 / sizeof(A);
+  typedef A type __attribute__((vector_size(REGISTER)));
+  static constexpr int64_t lanes = REGISTER / sizeof(A);
 };
 template <typename A> using Vector = typename VectorOf<A>::type;
-typedef int32_t I32 __attribute__((vector_size(64)));
-typedef int64_t I64 __attribute__((vector_size(64)));
-typedef uint32_t U32 __attribute__((vector_size(64)));
-typedef uint16_t U16 __attribute__((vector_size(32)));
+typedef int32_t I32 __attribute__((vector_size(REGISTER)));
+typedef int64_t I64 __attribute__((vector_size(REGISTER)));
+typedef uint32_t U32 __attribute__((vector_size(REGISTER)));
+typedef uint16_t U16 __attribute__((vector_size(REGISTER / 2)));
 
 // How many values of a vector count: a constant for all of them.
 template <typename A> using All = std::integral_constant<int64_t, VectorOf<A>::lanes>;
@@ -35,14 +43,18 @@ template <int64_t lanes> constexpr bool is_all(std::integral_constant<int64_t, l
 INLINE Vector<float> widen(Vector<float> x, float) { return x; }
 INLINE Vector<double> widen(Vector<double> x, double) { return x; }
 INLINE Vector<float> widen(U16 x, BFloat16) {
-#ifdef __AVX512F__  // here and below, where the compiler does not find the one instruction
+#if defined(__AVX512F__)  // here and below, where the compiler does not find the one instruction
   return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
+#elif defined(__AVX2__)
+  return (Vector<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16);
 #endif
   return (Vector<float>)(__builtin_convertvector(x, U32) << 16);
 }
 INLINE Vector<float> widen(U16 x, Half) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
   return _mm512_cvtph_ps((__m256i)x);
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps((__m128i)x);
 #endif
   const U32 bits = __builtin_convertvector(x, U32), magnitude = bits & 0x7fff;
   // Moved by the difference of the exponents' biases, which is right for subnormals too.
@@ -55,12 +67,18 @@ INLINE Vector<float> narrow(Vector<float> x, float) { return x; }
 INLINE Vector<double> narrow(Vector<double> x, double) { return x; }
 INLINE U16 narrow(Vector<float> x, BFloat16) {
   // A NaN stays one: those that arithmetic makes, or that a BFloat16 can hold, don't overflow.
-  const U32 bits = (U32)x;
-  return __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, U16);
+  const U32 bits = (U32)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i r = (__m256i)rounded;
+  return (U16)_mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+#endif
+  return __builtin_convertvector(rounded, U16);
 }
 INLINE U16 narrow(Vector<float> x, Half) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
   return (U16)_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return (U16)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #endif
   const U32 bits = (U32)x, magnitude = bits & 0x7fffffff;
   // Adding a power of two rounds off the bits that a half has no room for.
@@ -76,15 +94,25 @@ INLINE U16 narrow(Vector<float> x, Half) {
 template <typename T>
 using Stored = decltype(narrow(Vector<typename Wide<T>::type>{}, T{}));
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+INLINE __m256i mask(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 // The first `count` values; the others are 0.
 template <typename T, typename Count>
 INLINE Vector<typename Wide<T>::type> load(const T* p, Count count) {
   Stored<T> x{};
-#ifdef __AVX512BW__
+#if defined(__AVX512F__)
   if (!is_all(count)) {
     const __m512i bytes = _mm512_maskz_loadu_epi8(~0ull >> (64 - count * sizeof(T)), p);
     __builtin_memcpy(&x, &bytes, sizeof(x));
     return widen(x, T{});
+  }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same<T, float>::value) {
+    if (!is_all(count)) return _mm256_maskload_ps(p, mask(count));
   }
 #endif
   __builtin_memcpy(&x, p, count * sizeof(T));
@@ -94,12 +122,16 @@ INLINE Vector<typename Wide<T>::type> load(const T* p, Count count) {
 template <typename T, typename Count>
 INLINE void store(T* p, Vector<typename Wide<T>::type> x, Count count) {
   const Stored<T> narrowed = narrow(x, T{});
-#ifdef __AVX512BW__
+#if defined(__AVX512F__)
   if (!is_all(count)) {
     __m512i bytes{};
     __builtin_memcpy(&bytes, &narrowed, sizeof(narrowed));
     _mm512_mask_storeu_epi8(p, ~0ull >> (64 - count * sizeof(T)), bytes);
     return;
+  }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same<T, float>::value) {
+    if (!is_all(count)) return _mm256_maskstore_ps(p, mask(count), narrowed);
   }
 #endif
   __builtin_memcpy(p, &narrowed, count * sizeof(T));
@@ -121,9 +153,13 @@ INLINE V first(V x, int64_t count) {
   for (int64_t i = count; i < int64_t(sizeof(x) / sizeof(x[0])); i++) x[i] = 0;
   return x;
 }
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 INLINE Vector<float> first(Vector<float> x, int64_t count) {
   return _mm512_maskz_mov_ps((1u << count) - 1, x);
+}
+#elif defined(__AVX2__)
+INLINE Vector<float> first(Vector<float> x, int64_t count) {
+  return _mm256_and_ps(x, _mm256_castsi256_ps(mask(count)));
 }
 #endif
 
@@ -166,16 +202,12 @@ INLINE Vector<double> exp2(Vector<double> t) {
 template <int number, typename A>
 INLINE void totals(const Vector<A>* vectors, A* out) {
   for (int k = 0; k < number; k++) {
-    typedef A Half __attribute__((vector_size(32)));
-    typedef A Quarter __attribute__((vector_size(16)));
-    Half half[2];
-    Quarter quarter[2];
-    __builtin_memcpy(half, vectors + k, 64);
-    half[0] += half[1];
-    __builtin_memcpy(quarter, half, 32);
-    quarter[0] += quarter[1];
+    typedef A Part __attribute__((vector_size(16)));
+    Part parts[REGISTER / 16];
+    __builtin_memcpy(parts, vectors + k, REGISTER);
+    for (int i = 1; i < REGISTER / 16; i++) parts[0] += parts[i];
     out[k] = 0;
-    for (int i = 0; i < int(16 / sizeof(A)); i++) out[k] += quarter[0][i];
+    for (int i = 0; i < int(16 / sizeof(A)); i++) out[k] += parts[0][i];
   }
 }
 #ifdef __AVX512F__
