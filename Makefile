@@ -37,7 +37,7 @@ docs: $(STAMPS)/setup
 bench: $(STAMPS)/setup
 	$(PYTHON) tools/benchmark_layers.py
 
-$(STAMPS)/setup: setup.py constraints.txt tools/install_detectron2.py $(wildcard evonorm/ops/*.cpp)
+$(STAMPS)/setup: setup.py constraints.txt tools/install_detectron2.py $(wildcard evonorm/ops/*.cpp evonorm/ops/*.h)
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet -c constraints.txt torch setuptools wheel
 	$(PYTHON) -m pip install --quiet -c constraints.txt --no-build-isolation -e ".[detection,gan,repro,ray,dev]"

@@ -469,13 +469,24 @@ def sentences():
     yield "tutorial-gan.md", f"Real digits that were kept aside have {real:.2f}"
     ratios = [
         result(f"training_cpu_{model}.json")["ratios"]
-        for model in ("biggan_32", "biggan_64", "mask_rcnn_digits")
+        for model in ("biggan_32", "biggan_64", "mask_rcnn_r50_256", "mask_rcnn_digits")
     ]
-    small, large, detector = (f"{r['EvoNormS0 / GN']['median']:.2f}" for r in ratios)
-    assert small == large
-    yield "choosing.md", f"{small} of GN's time in BigGAN at 32x32 and 64x64 and {detector} in a"
-    b0 = [f"{r['EvoNormB0 / BN']['median']:.2f}" for r in ratios]
-    yield "choosing.md", f"B0 takes {b0[0]}, {b0[1]} and {b0[2]} of BN's"
+    s0, b0 = (
+        [f"{r[pair]['median']:.2f}" for r in ratios]
+        for pair in ("EvoNormS0 / GN", "EvoNormB0 / BN")
+    )
+    yield (
+        "choosing.md",
+        f"{s0[0]} of GN's time in BigGAN at 32x32, {s0[1]} at 64x64, {s0[2]} in Mask R-CNN "
+        f"R-50-FPN on images of 256x256 and {s0[3]} in a small one",
+    )
+    yield "choosing.md", f"B0 takes {b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN's"
+    yield (
+        "../README.md",
+        f"EvoNorm-S0 takes {s0[0]} and {s0[1]} of GN-ReLU's time in BigGAN-deep at 32x32 and 64x64, "
+        f"{s0[2]} in Mask R-CNN R-50-FPN at 256x256, {s0[3]} in Mask R-CNN on the digits; B0 takes "
+        f"{b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN-ReLU's",
+    )
     counts = {
         r["layer"]: r["parameters"] / 1e6 for r in result("table4_complexity.json")["table_4"][:4]
     }
