@@ -281,7 +281,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const optional<Tensor>& weight, const optional<Tensor>& bias, const Tensor& stats,
     const Tensor& batch_stats, int64_t groups, double eps, c10::string_view kind) {
   const Tensor in = dense(x);
-  const auto format = in.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+  const auto format =
+      in.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
   return by_type(in, [&](auto t) {
     return backward_as<decltype(t)>(dy.to(x.scalar_type()).contiguous(format), in, v, var, weight,
                                     bias, stats, batch_stats, groups, eps, Kind(kind));

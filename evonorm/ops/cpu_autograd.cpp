@@ -50,7 +50,8 @@ struct EvoNorm : torch::autograd::Function<EvoNorm> {
     const auto or_none = [](Parameter p) { return p.value_or(Tensor()); };
     ctx->mark_non_differentiable({stats, batch_stats});
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({x, or_none(v), or_none(var), or_none(weight), or_none(bias), stats, batch_stats});
+    ctx->save_for_backward(
+        {x, or_none(v), or_none(var), or_none(weight), or_none(bias), stats, batch_stats});
     ctx->saved_data["groups"] = groups;
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["kind"] = kind;

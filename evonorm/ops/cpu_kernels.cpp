@@ -372,7 +372,8 @@ void moments(const Pass<T>& pass, int64_t first_item, int64_t items) {
         sum[k] += d;
         square[k] += d * d;
       });
-      const V both[2] = {sum[0] + sum[1] + (sum[2] + sum[3]), square[0] + square[1] + (square[2] + square[3])};
+      const V both[2] = {sum[0] + sum[1] + (sum[2] + sum[3]),
+                         square[0] + square[1] + (square[2] + square[3])};
       double of_block[2][S::most] = {};
       S::add(both, of_block);
       for (int64_t i = 0; i < S::most; i++) {

@@ -14,7 +14,7 @@
 namespace evonorm {
 
 constexpr int64_t GRAIN = 32768;  // values that are worth a thread
-constexpr int64_t AT_ONCE = 4096;  // values of a sample, at least
+constexpr int64_t AT_ONCE = 4096;  // values of a sample in a block, unless a group has more
 constexpr int64_t CACHE = 1 << 19;  // bytes of a core's own
 
 struct Kind {
@@ -76,7 +76,8 @@ struct Problem {
         number_of_sums(number_of_sums_),
         number_of_coefficients(number_of_coefficients_),
         format(x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast) {
-    TORCH_CHECK(groups > 0 && channels % groups == 0, groups, " groups don't divide ", channels, " channels");
+    TORCH_CHECK(groups > 0 && channels % groups == 0,
+                groups, " groups don't divide ", channels, " channels");
     // A 1x1 map is both, and as channels_last its vectors are full.
     const bool last = plane == 1 || format == at::MemoryFormat::ChannelsLast;
     pass = over(channels, plane, last);
@@ -113,7 +114,8 @@ struct Problem {
   void run(Prepare prepare, Kernel<T> reduce, Finish finish, Kernel<T> map) const {
     const int64_t most = AT_ONCE / std::max<int64_t>(of_group * plane, 1);
     const int64_t width = of_group * std::clamp<int64_t>(most, 1, groups);
-    const int64_t of_sample = (channels + width - 1) / width, blocks = whole ? of_sample : batch * of_sample;
+    const int64_t of_sample = (channels + width - 1) / width;
+    const int64_t blocks = whole ? of_sample : batch * of_sample;
     const auto block = [&](int64_t k) {
       const int64_t n = whole ? 0 : k / of_sample, c = k % of_sample * width;
       return Block{n, whole ? batch : n + 1, c, std::min(c + width, channels)};
@@ -123,7 +125,8 @@ struct Problem {
       at::parallel_for(0, items, std::max<int64_t>(GRAIN * items / std::max<int64_t>(values, 1), 1), f);
     };
     // From far apart, and too much to stay in the cache.
-    const bool scattered = whole && plane * sizeof(T) < 4096 && batch * width * plane * sizeof(T) > CACHE;
+    const int64_t bytes = plane * sizeof(T);
+    const bool scattered = whole && bytes < 4096 && batch * width * bytes > CACHE;
     if (!pass.channels_last && !scattered && blocks >= 2 * at::get_num_threads()) {
       // Block by block, as what was just read for the reduction is in the cache still.
       in_parallel(blocks, [&](int64_t begin, int64_t end) {
@@ -168,7 +171,7 @@ class Work {
   Work(const Problem<T>& problem, int64_t planes)
       : p_(problem),
         planes_(planes),
-        sums_(new double[planes * p_.reduced.channels / p_.channels * p_.reduced.pieces * p_.number_of_sums]),
+        sums_(new double[planes / together(p_.reduced) * p_.reduced.pieces * p_.number_of_sums]),
         coefficients_(new A[planes * p_.number_of_coefficients]) {}
 
   A* coefficient(int k) { return coefficients_.get() + k * planes_; }
@@ -199,17 +202,16 @@ class Work {
 
   // A pass with where its sums and coefficients lie, for sample n.
   Pass<T> completed(Pass<T> pass, int64_t n) {
-    const int64_t together = p_.channels / pass.channels;
-    pass.origin = n * pass.channels + (area.c_begin - (n - area.n_begin) * area.width()) / together;
+    const int64_t row = (n - area.n_begin) * area.width();
+    pass.origin = n * pass.channels + (area.c_begin - row) / together(pass);
     pass.sums = sums_.get();
     for (int k = 0; k < p_.number_of_coefficients; k++) pass.coefficients[k] = coefficient(k);
     return pass;
   }
 
   void run(Kernel<T> kernel, const Pass<T>& pass, int64_t n) {
-    const int64_t together = p_.channels / pass.channels;
-    kernel(completed(pass, n), (n * pass.channels + area.c_begin / together) * pass.pieces,
-           area.width() / together * pass.pieces);
+    kernel(completed(pass, n), (n * pass.channels + area.c_begin / together(pass)) * pass.pieces,
+           area.width() / together(pass) * pass.pieces);
   }
 
   Moments moments_of_plane(int64_t i) const {
@@ -228,8 +230,9 @@ class Work {
   }
 
   Moments moments_of_group(const Block& group) const {
-    const int64_t together = p_.channels / p_.reduced.channels, count = p_.of_group / together;
-    const int64_t first = ((group.n_begin - area.n_begin) * area.width() + group.c_begin - area.c_begin) / together;
+    const int64_t joined = together(p_.reduced), count = p_.of_group / joined;
+    const int64_t row = (group.n_begin - area.n_begin) * area.width();
+    const int64_t first = (row + group.c_begin - area.c_begin) / joined;
     if (count == 1) return moments_of_plane(first);
     Moments total;  // of planes that all have the same size
     for (int64_t i = first; i < first + count; i++) total.mean += moments_of_plane(i).mean;
@@ -253,6 +256,9 @@ class Work {
   }
 
  private:
+  // Channels that are one long plane of a pass.
+  int64_t together(const Pass<T>& pass) const { return p_.channels / pass.channels; }
+
   const Problem<T>& p_;
   int64_t planes_;
   std::unique_ptr<double[]> sums_;
