@@ -483,8 +483,8 @@ def sentences():
     yield "choosing.md", f"B0 takes {b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN's"
     yield (
         "../README.md",
-        f"EvoNorm-S0 takes {s0[0]} and {s0[1]} of GN-ReLU's time in BigGAN-deep at 32x32 and 64x64, "
-        f"{s0[2]} in Mask R-CNN R-50-FPN at 256x256, {s0[3]} in Mask R-CNN on the digits; B0 takes "
+        f"EvoNorm-S0 takes {s0[0]} and {s0[1]} of GN-ReLU's time in BigGAN-deep at 32x32 and "
+        f"64x64, {s0[2]} in Mask R-CNN R-50-FPN at 256x256, {s0[3]} in Mask R-CNN on the digits; B0 takes "
         f"{b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN-ReLU's",
     )
     counts = {
