@@ -484,8 +484,8 @@ def sentences():
     yield (
         "../README.md",
         f"EvoNorm-S0 takes {s0[0]} and {s0[1]} of GN-ReLU's time in BigGAN-deep at 32x32 and "
-        f"64x64, {s0[2]} in Mask R-CNN R-50-FPN at 256x256, {s0[3]} in Mask R-CNN on the digits; B0 takes "
-        f"{b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN-ReLU's",
+        f"64x64, {s0[2]} in Mask R-CNN R-50-FPN at 256x256, {s0[3]} in Mask R-CNN on the digits; "
+        f"B0 takes {b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN-ReLU's",
     )
     counts = {
         r["layer"]: r["parameters"] / 1e6 for r in result("table4_complexity.json")["table_4"][:4]
