@@ -285,6 +285,7 @@ _UNCOUNTED = [
             "lerp_",
             "maximum",
             "mean",
+            "ones_like",
             "rsqrt",
             "square",
             "tanh",
