@@ -265,8 +265,9 @@ def test_the_dark_theme_reaches_the_charts(tab):
     light = colours()
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     tab.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
+    # The page's script hears of it a moment later.
+    tab.wait(lambda: all(a != b for a, b in zip(light, colours())))
     dark = colours()
-    assert all(a != b for a, b in zip(light, dark))
 
     def brightness(colour):
         return sum(map(float, colour[4:-1].split(",")))
