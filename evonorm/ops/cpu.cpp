@@ -2,7 +2,6 @@
 // are turned into statistics and gradients. The formulas are explained in reference.py.
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>

@@ -209,6 +209,29 @@ def test_batch_norm_statistics_are_torchs(name):
     torch.testing.assert_close(layer.running_var, norm.running_var)
 
 
+@pytest.mark.parametrize("parameters", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_without_activation_it_is_affine(dtype, parameters, per_sample):
+    """x * weight + bias and its gradients, whatever the dtypes; the output has the input's."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 8, 4, 5), *((3, 8) if per_sample else (8,) for _ in range(2)), (3, 8, 4, 5))
+    x, weight, bias, dy = (torch.randn(shape, generator=generator) for shape in shapes)
+    inputs = [x.to(dtype), weight.to(parameters), bias.to(parameters)]
+    exact = [t.double().requires_grad_() for t in inputs]
+    inputs = [t.requires_grad_() for t in inputs]
+    layer = build_norm_act("EvoNormS0", 8, activation=False)
+    y = layer(inputs[0], weight=inputs[1], bias=inputs[2])
+    y.backward(dy.to(dtype))
+    expected = exact[0] * exact[1][..., None, None] + exact[2][..., None, None]
+    expected.backward(dy.to(dtype).double())
+    assert y.dtype == dtype
+    coarse = max(torch.finfo(t).eps for t in (dtype, parameters))
+    for ours, theirs in [(y, expected), *((a.grad, b.grad) for a, b in zip(inputs, exact))]:
+        bound = 4 * coarse * theirs.abs().max().item()
+        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize("name, groups", [("GN-ReLU", 4), ("LN-ReLU", 1)])
 def test_group_norm_relu_is_torchs(name, groups):
     x = torch.randn(4, 8, 3, 5, generator=torch.Generator().manual_seed(0))

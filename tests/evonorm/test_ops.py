@@ -111,6 +111,47 @@ def test_against_the_formula(kind, dtype, backend):
             torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=bound)
 
 
+BLOCKS = [  # with groups: on a CPU the last block smaller, groups joined, samples far apart
+    ((3, 44, 21, 23), 11),
+    ((2, 96, 13, 17), 32),
+    ((40, 96, 7, 7), 32),
+    ((9, 130, 4, 4), 5),
+]
+
+
+@pytest.mark.skipif(not NATIVE, reason="the CPU kernels were not built")
+@pytest.mark.parametrize("threads", [1, 2])
+@each_kind
+def test_blocks_against_the_formula(kind, threads):
+    """Maps that are worked on in several blocks, where threads take a block each."""
+    torch.set_num_threads(threads)
+    for (shape, groups), own_var in itertools.product(BLOCKS, (False, True)):
+        inputs = arguments(kind, shape, per_sample=True, own_var=own_var)
+        exact = [None if t is None else t.detach().requires_grad_() for t in inputs]
+        dy = random(*shape, seed=9)
+        y, expected = forward(*inputs, groups, EPS, kind)[0], formula(kind, groups, *exact)
+        y.backward(dy)
+        expected.backward(dy)
+        pairs = [(y, expected)] + [(a.grad, b.grad) for a, b in zip(inputs, exact) if a is not None]
+        for ours, theirs in pairs:
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11 * theirs.abs().max().item())
+
+
+@each_backend
+@pytest.mark.parametrize("size", [(4, 4), (8, 8), (8, 16), (32, 64), (100, 160)])
+def test_variance_beside_outliers(size, backend):
+    """Where the values that a kernel may look at first are far from all others."""
+    x = 1e-3 * random(2, 32, *size)
+    values = size[0] * size[1]
+    for k in range(4):
+        x.view(2, 32, -1)[:, :, k * (values - 1) // 3] += 1000
+    x = x.float()
+    with backend():
+        _, (_, s), _ = forward(x, None, torch.ones(32), None, None, 1, 0.0, "B0")
+    expected = x.double().var((2, 3), unbiased=False)
+    torch.testing.assert_close(s.double().square(), expected, rtol=1e-5, atol=0)
+
+
 @each_backend
 @each_kind
 def test_single_values(kind, backend):
