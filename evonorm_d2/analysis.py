@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from evonorm.errors import user_errors
+from evonorm_runs.errors import user_errors
 
 IMAGE_SIZE = 1024  # pixels, both sides: the paper's (section 5.4)
 META_ARCHITECTURES = (GeneralizedRCNN, ProposalNetwork, RetinaNet, SemanticSegmentor)

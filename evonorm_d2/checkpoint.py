@@ -13,8 +13,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
-from evonorm.files import PARTIAL, atomic_write, read_checkpoint
-from evonorm.random_state import get_random_state, set_random_state
+from evonorm_runs.files import PARTIAL, atomic_write, read_checkpoint
+from evonorm_runs.random_state import get_random_state, set_random_state
 
 
 class Checkpointer(DetectionCheckpointer):

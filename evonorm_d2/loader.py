@@ -25,7 +25,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Sampler
 
-from evonorm.errors import UserError, one_line, user_errors
+from evonorm_runs.errors import UserError, one_line, user_errors
 
 # Metadata of Detectron2's data sets that are paths.
 _PATHS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")

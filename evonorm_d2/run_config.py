@@ -9,7 +9,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from evonorm.errors import UserError, user_errors
+from evonorm_runs.errors import UserError, user_errors
 
 from .config import add_evonorm_config, resolve
 

@@ -30,8 +30,8 @@ from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
-from evonorm.errors import UserError, one_line, user_errors
 from evonorm.statistics import update_running_statistics
+from evonorm_runs.errors import UserError, one_line, user_errors
 
 from . import solver
 from .checkpoint import Checkpointer, RandomState, kept_random_state

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.utils import make_grid
 
-from evonorm.errors import UserError, user_errors
+from evonorm_runs.errors import UserError, user_errors
 
 from .checkpoint import kept_random_state
 from .loader import check_data

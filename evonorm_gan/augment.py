@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evonorm.errors import UserError
+from evonorm_runs.errors import UserError
 
 
 def diff_augment(images: Tensor, policy: str, generator: torch.Generator) -> Tensor:

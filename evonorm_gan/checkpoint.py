@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from evonorm.errors import UserError, user_errors
-from evonorm.files import PARTIAL, atomic_write, read_checkpoint
+from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.files import PARTIAL, atomic_write, read_checkpoint
 
 from .config import CONFIG_ERRORS, finish_config, get_cfg
 from .models import Generator, build_generator

@@ -10,7 +10,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from evonorm import list_norm_acts
-from evonorm.errors import UserError, user_errors
+from evonorm_runs.errors import UserError, user_errors
 
 # What fvcore, yacs and PyYAML raise for a wrong key, type or file.
 CONFIG_ERRORS = (

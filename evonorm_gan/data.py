@@ -11,10 +11,16 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from evonorm.errors import UserError
-
-from .digits import make_digits
-from .image_sets import FolderSet, Hdf5Set, ImageSet, MemorySet, ZipSet, open_torchvision
+from evonorm_runs.errors import UserError
+from evonorm_runs.images.digits import make_digits
+from evonorm_runs.images.sets import (
+    FolderSet,
+    Hdf5Set,
+    ImageSet,
+    MemorySet,
+    ZipSet,
+    open_torchvision,
+)
 
 
 def open_dataset(cfg: CfgNode, split: str = "train") -> ImageSet:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from evonorm.errors import UserError
-from evonorm.files import atomic_write
+from evonorm_runs.errors import UserError
+from evonorm_runs.files import atomic_write
 
 from .sampling import latents
 

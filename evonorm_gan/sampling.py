@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from evonorm import update_running_statistics
-from evonorm.errors import UserError
-from evonorm.files import atomic_write
+from evonorm_runs.errors import UserError
+from evonorm_runs.files import atomic_write
 
 from .models import frozen_spectral_norm
 

@@ -18,16 +18,17 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from evonorm.errors import UserError, user_errors
-from evonorm.files import atomic_write
-from evonorm.random_state import get_random_state, seed_all, set_random_state
+from evonorm_runs import distributed
+from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.files import atomic_write
+from evonorm_runs.log import Log, progress, say
+from evonorm_runs.random_state import get_random_state, seed_all, set_random_state
 
-from . import checkpoint, distributed
+from . import checkpoint
 from .augment import changes, diff_augment
 from .data import describe, open_dataset, to_float, train_batches
-from .log import Log, progress, say
+from .evaluation.metrics import Evaluator, metric_key
 from .losses import discriminator_hinge, generator_hinge, orthogonal_penalty
-from .metrics import Evaluator, metric_key
 from .models import build_discriminator, build_generator, singular_values
 from .sampling import class_grid, latents, standing_statistics, write_png
 

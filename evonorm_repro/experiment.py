@@ -10,9 +10,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Callable
 
-from evonorm.errors import UserError, one_line
-
-from .grid import Job, failure, finished
+from evonorm_runs.errors import UserError, one_line
+from evonorm_runs.grid import Job, failure, finished
 
 TUNING_SEED = 1000  # not one of those that are reported
 SIGNIFICANT = 0.05

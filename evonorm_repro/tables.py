@@ -8,11 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from evonorm.errors import UserError
-from evonorm_gan.metrics import metric_key
-from evonorm_gan.protocol import PAPER, read_run
+from evonorm_gan.evaluation.metrics import metric_key
+from evonorm_runs.errors import UserError
 
 from .experiment import Experiment, Metric
+from .table5 import PAPER, read_run
 
 SCALES = ("small", "paper")
 
@@ -68,8 +68,7 @@ class Table4(Experiment):
     def describe(self, norm: str) -> dict[str, float]:
         from evonorm_d2.analysis import analyze
         from evonorm_d2.run_config import load_config
-
-        from .grid import ROOT
+        from evonorm_runs.grid import ROOT
 
         settings = [*self.settings(norm, 1.0, None), "MODEL.DEVICE", "meta"]
         total = analyze(load_config(str(ROOT / self.config), settings))["total"]

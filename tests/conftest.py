@@ -1,4 +1,4 @@
-"""A data set and a detector small enough to train in a test."""
+"""A data set, a detector and a training tool small enough for a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from evonorm_runs.grid import Job
+
 CONFIGS = Path(__file__).parents[1] / "configs" / "detection" / "digits"
+
+# Counts its calls; SCORE comes out as it went in; FAIL_UNTIL n fails, or is killed, n times.
+TOOL = """
+import json, os, signal, sys
+args = sys.argv[sys.argv.index("--resume") + 1:]
+cfg = dict(zip(args[::2], args[1::2]))
+os.makedirs(cfg["OUTPUT_DIR"], exist_ok=True)
+with open(cfg["OUTPUT_DIR"] + "/calls", "a") as file:
+    print(os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+calls = len(open(cfg["OUTPUT_DIR"] + "/calls").readlines())
+if calls <= int(cfg.get("FAIL_UNTIL", 0)):
+    print("Traceback, and then", file=sys.stderr)
+    if "KILL" in cfg:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("tool.py: the loss is nan", file=sys.stderr)
+    sys.exit(2)
+score = eval(cfg.get("SCORE", "0"), cfg)
+json.dump({"score": score}, open(cfg["OUTPUT_DIR"] + "/metrics.json", "w"))
+"""
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +89,22 @@ def equal():
         return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def tool(tmp_path_factory):
+    """The tool's path."""
+    path = tmp_path_factory.mktemp("tool") / "tool.py"
+    path.write_text(TOOL)
+    return str(path)
+
+
+@pytest.fixture
+def job(tool, tmp_path):
+    """job(name, KEY=value, ...): a run of the tool."""
+
+    def make(name, **settings):
+        pairs = [str(x) for pair in settings.items() for x in pair]
+        return Job(tmp_path / name, tool, "none.yaml", tuple(pairs))
+
+    return make

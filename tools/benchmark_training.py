@@ -29,7 +29,7 @@ import torch
 from benchmark_layers import WARM_UP, align, common_options, machine, quartiles, set_up, summary
 from plot_benchmark import check_new
 
-from evonorm.errors import one_line
+from evonorm_runs.errors import one_line
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NORMS = ("BN", "GN", "EvoNormB0", "EvoNormS0")

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from evonorm_gan.checkpoint import load_generator
     from evonorm_gan.config import load_config
     from evonorm_gan.data import open_dataset
-    from evonorm_gan.metrics import Evaluator, metric_key
+    from evonorm_gan.evaluation.metrics import Evaluator, metric_key
     from evonorm_gan.models import build_generator
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from evonorm.errors import UserError, user_error_line, user_errors
-from evonorm.files import atomic_write
-from evonorm_gan import distributed
 from evonorm_gan.checkpoint import TAG, find_checkpoint, load_generator
 from evonorm_gan.config import finish_config, load_config
-from evonorm_gan.curve import draw_curve, truncation_curve
 from evonorm_gan.data import open_dataset
-from evonorm_gan.image_files import image_batches
-from evonorm_gan.metrics import Evaluator
-from evonorm_gan.protocol import format_table, table
+from evonorm_gan.evaluation.curve import draw_curve, truncation_curve
+from evonorm_gan.evaluation.metrics import Evaluator
 from evonorm_gan.sampling import check_statistics
+from evonorm_repro.table5 import format_table, table
+from evonorm_runs import distributed
+from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.files import atomic_write
+from evonorm_runs.images.files import image_batches
 
 
 def truncations(text: str) -> list[float | None]:

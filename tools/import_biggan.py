@@ -9,12 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from evonorm.errors import UserError, user_error_line, user_errors
-from evonorm.files import read_checkpoint
 from evonorm_gan.checkpoint import save_generator_only
 from evonorm_gan.config import finish_config, get_cfg
 from evonorm_gan.models import Generator
 from evonorm_gan.models.port import from_port
+from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.files import read_checkpoint
 
 
 def main() -> int:

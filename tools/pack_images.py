@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
-from evonorm.errors import UserError, user_error_line, user_errors
-from evonorm.files import PARTIAL, atomic_write
 from evonorm_gan.data import describe
-from evonorm_gan.image_sets import FolderSet, ImageSet
+from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.files import PARTIAL, atomic_write
+from evonorm_runs.images.sets import FolderSet, ImageSet
 
 
 def main() -> int:

@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from evonorm.errors import user_error_line
 from evonorm_repro.report import write_report
+from evonorm_runs.errors import user_error_line
 
 
 def main() -> int:

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from evonorm import list_norm_acts
-from evonorm.errors import UserError, user_error_line, user_errors
-from evonorm.files import atomic_write
 from evonorm_repro.experiment import reproduce
-from evonorm_repro.grid import run_jobs
 from evonorm_repro.present import as_table, as_text
 from evonorm_repro.tables import SCALES, TABLES
+from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.files import atomic_write
+from evonorm_runs.grid import run_jobs
 
 LIBRARIES = ("torch", "torchvision", "numpy")
 

@@ -10,7 +10,6 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from evonorm.errors import UserError, user_error_line, user_errors
 from evonorm_gan.checkpoint import load_generator
 from evonorm_gan.export import export_onnx, export_torchscript
 from evonorm_gan.sampling import (
@@ -24,6 +23,7 @@ from evonorm_gan.sampling import (
     tile,
     write_png,
 )
+from evonorm_runs.errors import UserError, user_error_line, user_errors
 
 # The commands: each takes the generator and its classes, and returns the picture and its caption.
 

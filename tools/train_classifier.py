@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from evonorm_gan.command_line import parse, run_trainer
-from evonorm_repro.classifier.config import load_config
-from evonorm_repro.classifier.trainer import summary, train
+from evonorm_classifier.config import load_config
+from evonorm_classifier.trainer import summary, train
+from evonorm_runs.command_line import parse, run_trainer
 
 
 def main() -> int:

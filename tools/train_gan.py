@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from evonorm_gan.command_line import parse, run_trainer
 from evonorm_gan.config import load_config
 from evonorm_gan.trainer import summary, train
+from evonorm_runs.command_line import parse, run_trainer
 
 
 def main() -> int:

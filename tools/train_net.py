@@ -16,10 +16,10 @@ with warnings.catch_warnings():
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    from evonorm.errors import user_error_line, user_errors
     from evonorm_d2.data import register_digits
     from evonorm_d2.run_config import load_config
     from evonorm_d2.train import check_run, evaluate, summary, train
+    from evonorm_runs.errors import user_error_line, user_errors
 
 
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -12,9 +12,9 @@ from PIL import Image
 with warnings.catch_warnings():
     # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
     warnings.simplefilter("ignore", FutureWarning)
-    from evonorm.errors import user_error_line, user_errors
     from evonorm_d2.data import register_digits
     from evonorm_d2.visualize import draw_sheet
+    from evonorm_runs.errors import user_error_line, user_errors
 
 
 def main() -> int:

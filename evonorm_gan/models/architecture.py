@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from evonorm.errors import UserError
+from evonorm_runs.errors import UserError
 
 # Channels in units of ch. G's stages begin at 4x4 and double the resolution each; D's begin at the
 # image and halve it. The first number of each is what the first layer makes.

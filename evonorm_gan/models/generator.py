@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evonorm.errors import UserError
+from evonorm_runs.errors import UserError
 
 from .architecture import attention_stage, stage_channels
 from .layers import ConditionalNormAct, SelfAttention, conv, linear, look_up, norm_act, orthogonal

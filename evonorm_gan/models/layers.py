@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from evonorm import build_norm_act
-from evonorm.errors import UserError, user_errors
+from evonorm_runs.errors import UserError, user_errors
 
 SPECTRAL_NORM_EPS = 1e-6  # in the power iteration of training only
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from evonorm.errors import UserError
+from evonorm_runs.errors import UserError
 
 from .architecture import STAGES
 from .generator import Generator

@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from evonorm.errors import UserError, user_errors
-from evonorm.files import atomic_write
+from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.files import atomic_write
 
 from . import recorded, results
 from .compare import compare, over_seeds

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from evonorm.errors import UserError, one_line
+from evonorm_runs.errors import UserError, one_line
 
 from .runs import CONFIG, FAILED, JOB, KINDS, METRICS, OTHER, Run, number
 

@@ -16,7 +16,7 @@ DETECTION = re.compile(
     r"(?:(.+)/)?(bbox|segm|keypoints|sem_seg|panoptic_seg)/(AP(?:50|75)?|mIoU|PQ)"
 )
 CLASS = re.compile(r"(?:(.+)/)?(bbox|segm|keypoints)/AP-(.+)", re.DOTALL)
-# evonorm_gan.metrics.metric_key: "FID", or "FID-digits (not comparable with Inception)".
+# evonorm_gan.evaluation.metrics.metric_key: "FID", or "FID-digits (not comparable with Inception)".
 GAN = re.compile(r"(FID|IS|KID|precision|recall)(-\S+)?( \(.*\))?")
 TASKS = {
     "bbox": "box ",

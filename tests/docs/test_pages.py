@@ -271,7 +271,7 @@ def loader(file):
 
         return load_config
     if "/classification/" in file:
-        from evonorm_repro.classifier.config import load_config
+        from evonorm_classifier.config import load_config
 
         return load_config
     return load_gan_config

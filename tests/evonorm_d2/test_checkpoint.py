@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from evonorm.errors import UserError
 from evonorm_d2.checkpoint import Checkpointer, RandomState, kept_random_state, read_weights
+from evonorm_runs.errors import UserError
 
 
 class Bomb:

@@ -7,8 +7,8 @@ import torch
 import yaml
 from detectron2.data import DatasetCatalog  # noqa: F401  (registers Detectron2's own)
 
-from evonorm.errors import UserError
 from evonorm_d2.run_config import load_config
+from evonorm_runs.errors import UserError
 
 CPU = ("MODEL.DEVICE", "cpu")
 

@@ -18,12 +18,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from evonorm import build_norm_act
-from evonorm.errors import UserError, one_line, user_error_line, user_errors
 from evonorm_d2 import train as training
 from evonorm_d2.data import register_digits
 from evonorm_d2.loader import Mapper, TrainLoader, build_test_loader, check_data, lsj_arguments
 from evonorm_d2.run_config import load_config
 from evonorm_d2.train import Trainer, check_run, summary
+from evonorm_runs.errors import UserError, one_line, user_error_line, user_errors
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ def tiny_cfg(tmp_path):
 @pytest.fixture
 def tiny_set():
     """22 images of noise in ten classes: no multiple of a batch."""
-    from evonorm_gan.image_sets import MemorySet
+    from evonorm_runs.images.sets import MemorySet
 
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (22, 3, 32, 32), generator=generator, dtype=torch.uint8)

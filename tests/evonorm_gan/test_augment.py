@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evonorm.errors import UserError
 from evonorm_gan import augment
 from evonorm_gan.augment import diff_augment
+from evonorm_runs.errors import UserError
 
 
 def generator(seed=0):

@@ -7,9 +7,9 @@ import pickle
 import pytest
 import torch
 
-from evonorm.errors import UserError
 from evonorm_gan import checkpoint
 from evonorm_gan.models import build_generator
+from evonorm_runs.errors import UserError
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from evonorm.errors import UserError, user_error_line
 from evonorm_gan.config import get_cfg
 from evonorm_gan.data import describe, open_dataset, train_batches
-from evonorm_gan.image_sets import _OpenFile, resize
+from evonorm_runs.errors import UserError, user_error_line
+from evonorm_runs.images.sets import _OpenFile, resize
 
 
 def config(name="", root="", classes=2, resolution=32, skip=False):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evonorm_gan.data import to_float, train_batches
-from evonorm_gan.image_sets import ImageSet, MemorySet
+from evonorm_runs.images.sets import ImageSet, MemorySet
 
 NUM = 23
 

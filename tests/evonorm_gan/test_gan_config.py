@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from evonorm.errors import UserError
 from evonorm_gan.config import finish_config, get_cfg, load_config
 from evonorm_gan.models import build_generator
 from evonorm_gan.models.architecture import stage_channels
+from evonorm_runs.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs" / "gan"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))

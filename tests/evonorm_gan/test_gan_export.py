@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 import torch
 
-from evonorm.errors import UserError
 from evonorm_gan import export
 from evonorm_gan.models import Generator
 from evonorm_gan.sampling import latents, standing_statistics
+from evonorm_runs.errors import UserError
 
 NORMS = ["EvoNormS0", "EvoNormB0", "BN-ReLU", "GN-ReLU"]
 

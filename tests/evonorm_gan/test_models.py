@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from evonorm import list_norm_acts, registry
-from evonorm.errors import UserError
 from evonorm_gan.config import finish_config, get_cfg
 from evonorm_gan.models import (
     Discriminator,
@@ -24,6 +23,7 @@ from evonorm_gan.models import (
 from evonorm_gan.models.discriminator import DiscriminatorBlock
 from evonorm_gan.models.generator import GeneratorBlock
 from evonorm_gan.models.layers import SelfAttention
+from evonorm_runs.errors import UserError
 
 RESOLUTIONS = (32, 64, 128, 256, 512)
 

@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from evonorm.errors import UserError
 from evonorm_gan.models import Generator
 from evonorm_gan.models.port import from_port
+from evonorm_runs.errors import UserError
 
 port = pytest.importorskip("pytorch_pretrained_biggan.model")
 configs = pytest.importorskip("pytorch_pretrained_biggan.convert_tf_to_pytorch")

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from evonorm.errors import UserError
 from evonorm_gan import sampling
 from evonorm_gan.config import get_cfg
 from evonorm_gan.models import Generator
+from evonorm_runs.errors import UserError
 
 SIDE, GAP = 32, 2
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from evonorm.errors import UserError
 from evonorm_gan import checkpoint, trainer
 from evonorm_gan.data import to_float
 from evonorm_gan.models import build_generator
 from evonorm_gan.trainer import Run, collapsed, train
+from evonorm_runs.errors import UserError
 
 FID, IS = (f"{name}-digits (not comparable with Inception)" for name in ("FID", "IS"))
 

@@ -8,10 +8,10 @@ import math
 
 import pytest
 
-from evonorm.errors import UserError
 from evonorm_repro.experiment import TUNING_SEED, Experiment, Metric, reproduce, summarise
-from evonorm_repro.grid import run_jobs
 from evonorm_repro.present import as_table, as_text
+from evonorm_runs.errors import UserError
+from evonorm_runs.grid import run_jobs
 
 
 class Scores(Experiment):

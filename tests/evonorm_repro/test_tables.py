@@ -8,15 +8,15 @@ import json
 import pytest
 
 from evonorm import build_norm_act
-from evonorm.errors import UserError
-from evonorm_gan.metrics import metric_key
-from evonorm_repro.grid import ROOT
+from evonorm_gan.evaluation.metrics import metric_key
 from evonorm_repro.tables import SCALES, TABLES, Table4
+from evonorm_runs.errors import UserError
+from evonorm_runs.grid import ROOT
 
 LOADERS = {
     "tools/train_net.py": "evonorm_d2.run_config",
     "tools/train_gan.py": "evonorm_gan.config",
-    "tools/train_classifier.py": "evonorm_repro.classifier.config",
+    "tools/train_classifier.py": "evonorm_classifier.config",
 }
 EXPERIMENTS = [(t, s, m) for t in TABLES for s in SCALES for m in TABLES[t].models]
 NORM = {

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from evonorm_gan import digits_extractor
 from evonorm_gan.checkpoint import save_generator_only
 from evonorm_gan.config import load_config
-from evonorm_gan.image_sets import MemorySet
-from evonorm_gan.metrics import METRICS, metric_key
+from evonorm_gan.evaluation import digits_extractor
+from evonorm_gan.evaluation.metrics import METRICS, metric_key
 from evonorm_gan.models import build_generator
+from evonorm_runs.images.sets import MemorySet
 
 CONFIG = Path(__file__).parents[2] / "configs" / "gan" / "digits.yaml"
 KEYS = [metric_key(name, "digits") for name in METRICS]

@@ -14,7 +14,7 @@ import pytest
 import torch
 import train_classifier as tool
 
-from evonorm_gan import distributed
+from evonorm_runs import distributed
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "classification" / "digits.yaml")

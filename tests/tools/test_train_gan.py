@@ -14,7 +14,7 @@ import pytest
 import torch
 import train_gan as tool
 
-from evonorm_gan import distributed
+from evonorm_runs import distributed
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "gan" / "digits.yaml")
@@ -142,7 +142,7 @@ def test_other_faults_keep_their_traceback(main, monkeypatch):
 
 def test_one_process_of_several_prints_a_mistake(main, monkeypatch, capsys):
     waited = []
-    monkeypatch.setattr("evonorm_gan.command_line.time.sleep", waited.append)
+    monkeypatch.setattr("evonorm_runs.command_line.time.sleep", waited.append)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     assert main("--config-file", "absent.yaml") == 2
     assert waited and "absent.yaml" in capsys.readouterr().err  # torchrun stops it before that

@@ -84,7 +84,7 @@ def report(tmp_path, monkeypatch):
 def gan_run():
     """gan_run(folder, lines, *KEY VALUE): a run of the GAN's trainer with these (step, values)."""
     from evonorm_gan.config import load_config
-    from evonorm_gan.log import Log
+    from evonorm_runs.log import Log
 
     def make(folder, lines, *overrides):
         folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ def gan_run():
 @pytest.fixture(scope="session")
 def metrics():
     """metrics(FID, IS): an evaluation's results under the keys of the digits' extractor."""
-    from evonorm_gan.metrics import metric_key
+    from evonorm_gan.evaluation.metrics import metric_key
 
     def make(fid, score, **others):
         values = {"FID": fid, "IS": score, "IS_std": 0.1, **others}
@@ -150,8 +150,8 @@ def detection_run():
 @pytest.fixture(scope="session")
 def classifier_run():
     """classifier_run(folder, lines, *KEY VALUE): a run of the classifier's trainer."""
-    from evonorm_gan.log import Log
-    from evonorm_repro.classifier.config import load_config
+    from evonorm_classifier.config import load_config
+    from evonorm_runs.log import Log
 
     def make(folder, lines, *overrides):
         folder.mkdir(parents=True)
@@ -181,6 +181,6 @@ def noise():
 @pytest.fixture(autouse=True)
 def in_the_repository(monkeypatch):
     """Configs are found from the repository's root, as the tools are."""
-    from evonorm_repro.grid import ROOT
+    from evonorm_runs.grid import ROOT
 
     monkeypatch.chdir(ROOT)

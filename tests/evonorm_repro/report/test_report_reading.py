@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from evonorm.errors import UserError
 from evonorm_repro.report import write_report
 from evonorm_repro.report.reading import find_runs, read_config, read_runs
+from evonorm_runs.errors import UserError
 
 GOOD = '{"step": 1, "loss_d": 2.5}\n'
 # A line of metrics.json, and whether it is damaged.

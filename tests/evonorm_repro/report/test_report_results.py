@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 import yaml
 
-from evonorm_repro.grid import Job, run_job
+from evonorm_runs.grid import Job, run_job
 
 REMARK = "(not comparable with Inception)"
 

@@ -1,0 +1,1 @@
+"""Image classifiers with any norm-act, as in tables 2 and 3."""

@@ -1,0 +1,111 @@
+"""The config of a classifier's run: fvcore's CfgNode; loading one runs no code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from evonorm import list_norm_acts
+from evonorm_gan.config import CONFIG_ERRORS
+from evonorm_runs.errors import UserError, user_errors
+
+MODELS = ("preact_resnet8", "preact_resnet50", "preact_resnet101", "mobilenet_v2")
+
+
+def get_cfg() -> CfgNode:
+    """The defaults: ResNet-50 on ImageNet, as in section 5.1 of the paper."""
+    c = CfgNode()
+    c.SEED = 0  # of every random draw of the run
+    c.DEVICE = ""  # cuda if PyTorch sees a GPU, else cpu
+    c.OUTPUT_DIR = "output/classification"
+
+    c.MODEL = CfgNode()
+    c.MODEL.NAME = "preact_resnet50"  # one of MODELS
+    c.MODEL.NORM = "BN-ReLU"  # the norm-act of all sites; one of evonorm.list_norm_acts()
+    c.MODEL.NUM_GROUPS = 0  # 0: the layer's own default, 32 as in the paper
+    c.MODEL.WIDTH = 1.0  # multiplies the numbers of channels
+
+    c.DATA = CfgNode()
+    c.DATA.NAME = "folder"  # "digits", or "folder": ROOT/train and ROOT/val, a folder per class
+    c.DATA.ROOT = "datasets/imagenet"
+    c.DATA.VARIANTS = 1  # of the digits' 8 training images per scan
+    c.DATA.NUM_WORKERS = 8  # processes that decode a folder's images
+
+    c.INPUT = CfgNode()
+    c.INPUT.SIZE = 224  # pixels of a side
+
+    c.SOLVER = CfgNode()
+    c.SOLVER.IMS_PER_WORKER = 128  # a batch statistic is taken over so many images
+    c.SOLVER.WORKERS = 8  # spread over the processes; one with several takes them in turn
+    c.SOLVER.BASE_LR = 0.1  # for REFERENCE_BATCH images per step; scaled linearly for others
+    c.SOLVER.REFERENCE_BATCH = 256
+    c.SOLVER.EPOCHS = 90
+    c.SOLVER.WARMUP_EPOCHS = 5.0  # the learning rate rises linearly from 0
+    c.SOLVER.SCHEDULE = "multistep"  # or "cosine"
+    c.SOLVER.MILESTONES = (30.0, 60.0, 80.0)  # epochs after which multistep divides it by 10
+    c.SOLVER.MOMENTUM = 0.9  # Nesterov's
+    c.SOLVER.WEIGHT_DECAY = 1e-4  # of the kernels; biases and norm-acts have none
+    c.SOLVER.LABEL_SMOOTHING = 0.0
+    c.SOLVER.AMP = False  # autocast to bfloat16
+    c.SOLVER.CHANNELS_LAST = False
+    c.SOLVER.LOG_PERIOD = 50  # steps; 0: only at an epoch's end
+
+    c.TEST = CfgNode()
+    c.TEST.BATCH_SIZE = 256  # per process
+    return c
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The defaults, a yaml file with its _BASE_s, then KEY VALUE KEY VALUE ...; frozen.
+
+    Raises:
+        UserError: a wrong key, value or file, or anything that could run code.
+    """
+    cfg = get_cfg()
+    with user_errors(*CONFIG_ERRORS, prefix=f"{file}: "):
+        cfg.merge_from_file(file, allow_unsafe=False)
+    with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
+        cfg.merge_from_list(list(overrides))
+    cfg.DEVICE = cfg.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
+    with user_errors(RuntimeError, prefix="DEVICE: "):
+        torch.device(cfg.DEVICE)
+    if cfg.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"DEVICE is {cfg.DEVICE}, but PyTorch sees no GPU: set DEVICE cpu")
+    _check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def _check(cfg: CfgNode) -> None:
+    choices = {
+        "MODEL.NAME": MODELS,
+        "MODEL.NORM": tuple(list_norm_acts()),
+        "DATA.NAME": ("digits", "folder"),
+        "SOLVER.SCHEDULE": ("multistep", "cosine"),
+    }
+    for key, known in choices.items():
+        if _value(cfg, key) not in known:
+            raise UserError(f"{key} is {_value(cfg, key)!r}; known are {', '.join(known)}")
+    counts = ("IMS_PER_WORKER", "WORKERS", "REFERENCE_BATCH", "BASE_LR", "EPOCHS")
+    positive = [f"SOLVER.{key}" for key in counts]
+    for key in (*positive, "MODEL.WIDTH", "INPUT.SIZE", "TEST.BATCH_SIZE"):
+        if not _value(cfg, key) > 0:
+            raise UserError(f"{key} is {_value(cfg, key)}, but should be more than 0")
+    zero = ("SEED", "MODEL.NUM_GROUPS", "DATA.NUM_WORKERS", "SOLVER.WARMUP_EPOCHS")
+    for key in (*zero, "SOLVER.WEIGHT_DECAY", "SOLVER.LOG_PERIOD"):
+        if not 0 <= _value(cfg, key) < 2**63:
+            raise UserError(f"{key} is {_value(cfg, key)}, but should not be negative, or huge")
+    for key in ("SOLVER.MOMENTUM", "SOLVER.LABEL_SMOOTHING"):
+        if not 0 <= _value(cfg, key) < 1:
+            raise UserError(f"{key} is {_value(cfg, key)}, but should be in [0, 1)")
+    if not 1 <= cfg.DATA.VARIANTS <= 8:
+        raise UserError(f"DATA.VARIANTS is {cfg.DATA.VARIANTS}, but should be 1 to 8")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

@@ -1,0 +1,129 @@
+"""The images a classifier is trained on, and the batches of a run's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.images.digits import VARIANTS, make_digits
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours
+
+
+def open_data(cfg: CfgNode) -> tuple[Any, Any]:
+    """The training and the validation set that DATA names; each has `len`, `classes`, `batches`.
+
+    Raises:
+        UserError: it is not there, or its parts have other classes.
+    """
+    if cfg.DATA.NAME == "digits":
+        images, labels = make_digits("train", cfg.INPUT.SIZE)
+        chosen = torch.arange(len(labels)) % VARIANTS["train"] < cfg.DATA.VARIANTS
+        train = DigitsSet(images[chosen], labels[chosen])
+        return train, DigitsSet(*make_digits("val", cfg.INPUT.SIZE))
+    train, val = (FolderSet(cfg, split) for split in ("train", "val"))
+    if train.classes != val.classes:
+        differing = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(f"{cfg.DATA.ROOT}: train and val differ in classes, as in {differing[0]!r}")
+    return train, val
+
+
+class DigitsSet:
+    """Images uint8 (n, 3, R, R) and labels (n,), held in memory."""
+
+    classes = [str(digit) for digit in range(10)]
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images.float() / 127.5 - 1, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, chosen: Iterable[list[int]], seed: int) -> Batches:
+        """For each list of indices the images float32 (n, 3, R, R) in [-1, 1] and labels (n,)."""
+        for indices in chosen:
+            yield self.images[indices], self.labels[indices]
+
+
+class FolderSet:
+    """ROOT/SPLIT/CLASS/IMAGE; random crops and mirrored images for training, else the centre."""
+
+    def __init__(self, cfg: CfgNode, split: str) -> None:
+        from torchvision import transforms as T  # slow to import
+        from torchvision.datasets import ImageFolder
+
+        size = cfg.INPUT.SIZE
+        cut = [T.Resize(round(size * 256 / 224)), T.CenterCrop(size)]
+        if split == "train":
+            cut = [T.RandomResizedCrop(size), T.RandomHorizontalFlip()]
+        transform = T.Compose([*cut, T.ToTensor(), T.Normalize(MEAN, STD)])
+        with user_errors(OSError, prefix="DATA.ROOT: "):
+            self.images = ImageFolder(str(Path(cfg.DATA.ROOT).expanduser() / split), transform)
+        self.classes = self.images.classes
+        self.options = {
+            "num_workers": cfg.DATA.NUM_WORKERS,
+            "pin_memory": cfg.DEVICE.startswith("cuda"),
+        }
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, chosen: Iterable[list[int]], seed: int) -> Batches:
+        """As of the digits; an image's crop is a function of the seed and the image."""
+        # The loader seeds its processes from this generator, not from the global one.
+        generator = torch.Generator().manual_seed(seed)
+        drawn = _Drawn(self.images, seed)
+        options = {**self.options, "generator": generator}
+        return iter(torch.utils.data.DataLoader(drawn, batch_sampler=chosen, **options))
+
+
+class _Drawn(torch.utils.data.Dataset):
+    """Images whose random transforms do not depend on which process makes them, or when."""
+
+    def __init__(self, images: Any, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path = self.images.samples[index][0]
+        with torch.random.fork_rng(devices=[]), user_errors(OSError, prefix=f"{path}: "):
+            torch.manual_seed(mix(self.seed, index))
+            return self.images[index]
+
+
+def worker_batches(
+    num: int, epoch: int, cfg: CfgNode, rank: int, world_size: int
+) -> Iterator[list[int]]:
+    """The indices of an epoch's batches that a process takes: step after step, worker after worker.
+
+    Process r of P takes the workers from r * WORKERS / P on. The epoch's order of the `num` images
+    and each worker's share of it do not depend on the number of processes; the images left over
+    after the last whole step are left out.
+    """
+    n, workers = cfg.SOLVER.IMS_PER_WORKER, cfg.SOLVER.WORKERS
+    generator = torch.Generator().manual_seed(mix(cfg.SEED, epoch))
+    order = torch.randperm(num, generator=generator).tolist()
+    own = range(rank * workers // world_size, (rank + 1) * workers // world_size)
+    for step in range(num // (n * workers)):
+        for worker in own:
+            first = (step * workers + worker) * n
+            yield order[first : first + n]
+
+
+def val_batches(num: int, batch_size: int, rank: int, world_size: int) -> Iterator[list[int]]:
+    """The indices of a process's share of all `num` images."""
+    own = range(rank, num, world_size)
+    for first in range(0, len(own), batch_size):
+        yield list(own[first : first + batch_size])
+
+
+def mix(*parts: int) -> int:
+    """A seed from parts, such that nearby parts give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1

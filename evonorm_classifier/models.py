@@ -1,0 +1,157 @@
+"""The classifiers: pre-activation ResNets and MobileNetV2, with any norm-act.
+
+He et al. 2016, Identity Mappings in Deep Residual Networks (arXiv:1603.05027); Sandler et al. 2018,
+MobileNetV2 (arXiv:1801.04381).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from evonorm import convert
+from evonorm_runs.errors import user_errors
+
+SMALL = 64  # images up to this size are not reduced as early as ImageNet's
+
+
+def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
+    """The model of a config, (N, 3, H, W) -> (N, num_classes), each norm and its ReLU converted.
+
+    Raises:
+        UserError: an impossible number of groups.
+    """
+    model = MODELS[cfg.MODEL.NAME](num_classes, cfg.MODEL.WIDTH, cfg.INPUT.SIZE)
+    options = {"num_groups": cfg.MODEL.NUM_GROUPS} if cfg.MODEL.NUM_GROUPS else {}
+    with user_errors(ValueError, TypeError, prefix="MODEL: "):
+        convert(model, cfg.MODEL.NORM, **options)
+    return model
+
+
+def conv(in_channels: int, channels: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, channels, size, stride, padding=size // 2, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, each after a norm and a ReLU; (N, C, H, W) -> (N, channels, h, w)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.relu1 = nn.BatchNorm2d(in_channels), nn.ReLU()
+        self.conv1 = conv(in_channels, channels, 3, stride)
+        self.norm2, self.relu2 = nn.BatchNorm2d(channels), nn.ReLU()
+        self.conv2 = conv(channels, channels, 3)
+        self.shortcut = _shortcut(in_channels, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.norm1(x))
+        if self.shortcut is not None:
+            x = self.shortcut(y)
+        y = self.conv1(y)
+        return x + self.conv2(self.relu2(self.norm2(y)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, each after a norm and a ReLU; gives 4 * channels."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.relu1 = nn.BatchNorm2d(in_channels), nn.ReLU()
+        self.conv1 = conv(in_channels, channels, 1)
+        self.norm2, self.relu2 = nn.BatchNorm2d(channels), nn.ReLU()
+        self.conv2 = conv(channels, channels, 3, stride)
+        self.norm3, self.relu3 = nn.BatchNorm2d(channels), nn.ReLU()
+        self.conv3 = conv(channels, 4 * channels, 1)
+        self.shortcut = _shortcut(in_channels, 4 * channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu1(self.norm1(x))
+        if self.shortcut is not None:
+            x = self.shortcut(y)
+        y = self.conv2(self.relu2(self.norm2(self.conv1(y))))
+        return x + self.conv3(self.relu3(self.norm3(y)))
+
+
+def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Conv2d | None:
+    """None for the identity, else a projection, which takes the block's first activations."""
+    return conv(in_channels, channels, 1, stride) if stride > 1 or in_channels != channels else None
+
+
+class PreActResNet(nn.Module):
+    """ResNet-v2: images (N, 3, H, W) -> scores (N, num_classes).
+
+    Args:
+        block: of all stages.
+        depths: blocks per stage.
+        widths: the stages' `channels`; all stages but the first halve the size.
+        stem: what gives the first stage its widths[0] channels.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        widths: list[int],
+        stem: nn.Module,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        channels, blocks = widths[0], []
+        for stage, (depth, width) in enumerate(zip(depths, widths)):
+            for i in range(depth):
+                blocks.append(block(channels, width, 2 if stage and not i else 1))
+                channels = width * block.expansion
+        self.blocks = nn.Sequential(*blocks)
+        self.norm, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
+        self.fc = nn.Linear(channels, num_classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.blocks(self.stem(x))))
+        return self.fc(torch.mean(x, (2, 3)))
+
+
+def preact_resnet8(num_classes: int, width: float = 1.0, size: int = 32) -> PreActResNet:
+    """For images of 32x32: stages of 16, 32 and 64 channels on maps of 16x16, 8x8 and 4x4."""
+    widths = [round(c * width) for c in (16, 32, 64)]
+    return PreActResNet(BasicBlock, (1, 1, 1), widths, conv(3, widths[0], 3, 2), num_classes)
+
+
+def preact_resnet(
+    depths: tuple[int, ...], num_classes: int, width: float = 1.0, size: int = 224
+) -> PreActResNet:
+    """The ResNets for ImageNet, of bottleneck blocks."""
+    widths = [round(c * width) for c in (64, 128, 256, 512)]
+    stem = nn.Sequential(conv(3, widths[0], 7, 2), nn.MaxPool2d(3, 2, padding=1))
+    return PreActResNet(Bottleneck, depths, widths, stem, num_classes)
+
+
+def mobilenet_v2(num_classes: int, width: float = 1.0, size: int = 224) -> nn.Module:
+    """torchvision's; small images are halved four times instead of five."""
+    from torchvision.models import mobilenet_v2 as build  # slow to import
+
+    model = build(num_classes=num_classes, width_mult=width)
+    if size <= SMALL:
+        strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+        strided[1].stride = (1, 1)
+    return model
+
+
+MODELS = {
+    "preact_resnet8": preact_resnet8,
+    "preact_resnet50": partial(preact_resnet, (3, 4, 6, 3)),
+    "preact_resnet101": partial(preact_resnet, (3, 4, 23, 3)),
+    "mobilenet_v2": mobilenet_v2,
+}

@@ -1,0 +1,335 @@
+"""Training of a classifier: one loop, to be read from `train` downwards.
+
+Synchronous SGD of WORKERS workers (Goyal et al. 2017, arXiv:1706.02677), with the settings of
+section 5.1 of the EvoNorm paper. Each worker normalises by the statistics of its own images; the
+running statistics are the mean over the workers'.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evonorm_gan.checkpoint import check_same_run, write_checkpoint
+from evonorm_gan.config import CONFIG_ERRORS
+from evonorm_runs import distributed
+from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.files import atomic_write, read_checkpoint
+from evonorm_runs.log import Log, progress, say
+from evonorm_runs.random_state import seed_all
+
+from .config import get_cfg
+from .data import Batches, DigitsSet, FolderSet, mix, open_data, val_batches, worker_batches
+from .models import build_model
+
+CHECKPOINT = "checkpoint.pth"
+RESULTS = ("train_accuracy", "accuracy", "val_loss")
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+    """Train, and evaluate after each epoch; everything is written to OUTPUT_DIR.
+
+    A run does the same whatever the number of processes its workers are spread over, but for
+    rounding. One that was killed and resumed equals an uninterrupted one bit for bit, on a CPU.
+
+    Args:
+        resume: after the last whole epoch of the run in OUTPUT_DIR, if there is one.
+
+    Returns:
+        the last epoch's results, in every process; empty if the log of a finished run is gone.
+
+    Raises:
+        UserError: a config, data set or checkpoint that is wrong or missing; divergence.
+    """
+    device = distributed.init(cfg.DEVICE)
+    torch.backends.cudnn.benchmark = True
+    # Denormals, frequent in a barely trained network, slow a CPU down 5 to 30 times.
+    torch.set_flush_denormal(device.type == "cpu")
+    checkpoint = check_run(cfg, resume)
+    train_set, val_set = open_data(cfg)
+    run = Run(cfg, device, len(train_set), len(train_set.classes))
+    if checkpoint:
+        run.load(checkpoint)
+    if distributed.is_main():
+        with user_errors(OSError), atomic_write(run.folder / "config.yaml") as file:
+            file.write(cfg.dump().encode())
+    say(f"{len(train_set.classes)} classes, {len(train_set)} and {len(val_set)} images")
+    say(str(run))
+    log = Log(run.folder, run.epoch * run.steps)
+    batches = train_batches(run, train_set)
+    total = cfg.SOLVER.EPOCHS * run.steps
+    for step in progress(range(run.epoch * run.steps + 1, total + 1), total, run.images):
+        lr = train_step(run, step, batches)
+        epoch_ends = step % run.steps == 0
+        if epoch_ends or (cfg.SOLVER.LOG_PERIOD and step % cfg.SOLVER.LOG_PERIOD == 0):
+            write_log(run, log, step, lr)
+        if epoch_ends:
+            run.epoch = step // run.steps
+            results = {"train_accuracy": run.pop_train_accuracy(), **evaluate(run, val_set)}
+            # The line first: those of a run killed before its checkpoint come again.
+            log.write(step, {"epoch": run.epoch, **results})
+            say(f"epoch {run.epoch}: {summary(results)}")
+            run.save()
+    log.close()
+    done = log.with_key("accuracy")[-1:]
+    return {key: line[key] for line in done for key in RESULTS}
+
+
+def train_batches(run: Run, train_set: DigitsSet | FolderSet) -> Batches:
+    """The batches of this process's workers, in turn, after the epochs that are done."""
+    own = run.cfg, distributed.rank(), distributed.world_size()
+    for epoch in range(run.epoch + 1, run.cfg.SOLVER.EPOCHS + 1):
+        chosen = worker_batches(len(train_set), epoch, *own)
+        yield from train_set.batches(chosen, mix(run.cfg.SEED, epoch))
+
+
+def train_step(run: Run, step: int, batches: Batches) -> float:
+    """One step, from 1, of this process's workers, one after the other; returns its lr."""
+    lr = learning_rate(run.cfg, step - 1, run.steps)
+    run.start_timer()
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    for i, worker in enumerate(run.workers):
+        images, labels = (x.to(run.device, non_blocking=True) for x in next(batches))
+        share_statistics(run.batch_norms, i, len(run.workers))
+        run.seed(mix(run.cfg.SEED, step, worker))  # of dropout
+        with distributed.no_sync(run.wrapped, i < len(run.workers) - 1):
+            scores = run.scores(run.wrapped, images)
+            loss = F.cross_entropy(scores, labels, label_smoothing=run.cfg.SOLVER.LABEL_SMOOTHING)
+            (loss / len(run.workers)).backward()
+        run.sums += torch.stack([loss.detach(), hits(scores, labels).mean()])
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.counted += 1
+    return lr
+
+
+def learning_rate(cfg: CfgNode, step: int, steps: int) -> float:
+    """For a step, from 0, of a run with so many steps per epoch.
+
+    It is scaled linearly to the images per step, and rises linearly in the first epochs.
+    """
+    solver = cfg.SOLVER
+    lr = solver.BASE_LR * solver.IMS_PER_WORKER * solver.WORKERS / solver.REFERENCE_BATCH
+    epoch, warmup = step / steps, solver.WARMUP_EPOCHS
+    if epoch < warmup:
+        return lr * (step + 1) / max(warmup * steps, step + 1)
+    if solver.SCHEDULE == "cosine":
+        return lr * (1 + math.cos(math.pi * (epoch - warmup) / (solver.EPOCHS - warmup))) / 2
+    return lr * 0.1 ** sum(epoch >= milestone for milestone in solver.MILESTONES)
+
+
+def share_statistics(layers: list[tuple[nn.Module, float]], i: int, workers: int) -> None:
+    """Set the momentum of layers for the i-th worker of a process, from 0.
+
+    After all `workers` the running statistics have moved towards the mean of the workers' batch
+    statistics by the layers' own momentum: what the mean over workers with running statistics of
+    their own would be.
+    """
+    if workers > 1:
+        for layer, momentum in layers:
+            share = momentum / workers
+            layer.momentum = share / (1 - (workers - 1 - i) * share)
+
+
+def hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """1.0 for each image whose class has the highest of its scores (n, classes), else 0.0: (n,)."""
+    return (scores.argmax(1) == labels).float()
+
+
+@torch.no_grad()
+def evaluate(run: Run, val_set: DigitsSet | FolderSet) -> dict[str, float]:
+    """Accuracy in percent, and loss, over a whole set, with running statistics."""
+    distributed.average_(
+        b for m, _ in run.batch_norms for b in m.buffers() if b.is_floating_point()
+    )
+    run.model.eval()
+    ranks = distributed.rank(), distributed.world_size()
+    chosen = val_batches(len(val_set), run.cfg.TEST.BATCH_SIZE, *ranks)
+    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    for images, labels in val_set.batches(chosen, run.cfg.SEED):
+        labels = labels.to(run.device)
+        scores = run.scores(run.model, images.to(run.device))
+        loss = F.cross_entropy(scores, labels, reduction="sum")
+        sums += torch.stack([hits(scores, labels).sum(), loss])
+    run.model.train()
+    distributed.average_([sums])
+    correct, loss = (sums * distributed.world_size() / len(val_set)).tolist()
+    return {"accuracy": 100 * correct, "val_loss": loss}
+
+
+class Run:
+    """The model of a run, its position, and its checkpoint.
+
+    Attributes:
+        epoch: epochs done.
+        data: how many training images and classes there are.
+        steps: per epoch.
+        images: per step, of all workers.
+        workers: those that this process stands for.
+    """
+
+    def __init__(self, cfg: CfgNode, device: torch.device, images: int, classes: int) -> None:
+        solver = cfg.SOLVER
+        self.cfg, self.device, self.folder = cfg, device, Path(cfg.OUTPUT_DIR)
+        self.epoch, self.data = 0, {"images": images, "classes": classes}
+        self.images = solver.IMS_PER_WORKER * solver.WORKERS
+        self.steps = images // self.images
+        if not self.steps:
+            raise UserError(
+                f"SOLVER.IMS_PER_WORKER {solver.IMS_PER_WORKER} times SOLVER.WORKERS "
+                f"{solver.WORKERS} is more than the {images} images there are"
+            )
+        ranks = distributed.world_size()
+        if solver.WORKERS % ranks:
+            raise UserError(
+                f"SOLVER.WORKERS {solver.WORKERS} can't be spread over {ranks} processes"
+            )
+        count = solver.WORKERS // ranks
+        self.workers = range(distributed.rank() * count, (distributed.rank() + 1) * count)
+        seed_all(cfg.SEED)  # the initial weights, alike on all ranks
+        layout = torch.channels_last if solver.CHANNELS_LAST else torch.contiguous_format
+        self.model = build_model(cfg, classes).to(device).to(memory_format=layout).train()
+        # torch.manual_seed takes a millisecond where CUDA is built in, but not used.
+        self.seed = torch.default_generator.manual_seed
+        if device.type == "cuda":
+            self.seed = torch.cuda.default_generators[device.index].manual_seed
+        self.batch_norms = [
+            (m, m.momentum) for m in self.model.modules() if getattr(m, "batch_dependent", False)
+        ]
+        self.wrapped = distributed.wrap(self.model)
+        # As the authors, who decay kernels only; all else has one dimension.
+        kernels = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() <= 1]
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": kernels, "weight_decay": solver.WEIGHT_DECAY},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=0.0,  # set before each step
+            momentum=solver.MOMENTUM,
+            nesterov=solver.MOMENTUM > 0,
+            fused=True,
+        )
+        # Since the last line of the log: loss and accuracy, summed, and steps.
+        self.sums, self.counted = torch.zeros(2, device=device), 0
+        self.correct = 0.0  # accuracy, summed over the steps of the epoch
+
+    def __str__(self) -> str:
+        solver, ranks = self.cfg.SOLVER, distributed.world_size()
+        peak = solver.BASE_LR * self.images / solver.REFERENCE_BATCH
+        return (
+            f"{self.cfg.MODEL.NAME}, {self.cfg.MODEL.NORM}, "
+            f"{sum(p.numel() for p in self.model.parameters()):,} parameters; {self.device.type}; "
+            f"{solver.WORKERS} workers of {solver.IMS_PER_WORKER} images"
+            + (f" in {ranks} processes" if ranks > 1 else "")
+            + f", learning rate {peak:.4g}; {solver.EPOCHS} epochs of {self.steps} steps"
+            + (f"; goes on after epoch {self.epoch}" if self.epoch else "")
+        )
+
+    def scores(self, model: nn.Module, images: Tensor) -> Tensor:
+        """What the model, or its wrapping, gives for images: float32 (n, classes)."""
+        if self.cfg.SOLVER.CHANNELS_LAST:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.SOLVER.AMP):
+            return model(images).float()
+
+    def start_timer(self) -> None:
+        """Unless it runs already: the time of evaluations is not counted in."""
+        if not self.counted:
+            self.began = time.perf_counter()
+
+    def pop_means(self) -> tuple[float, float]:
+        """Loss, over all workers, and seconds per step since the last call."""
+        means = self.sums / (self.counted * len(self.workers))
+        distributed.average_([means])
+        loss, accuracy = means.tolist()
+        seconds = (time.perf_counter() - self.began) / self.counted
+        self.correct += accuracy * self.counted
+        self.sums.zero_()
+        self.counted = 0
+        return loss, seconds
+
+    def pop_train_accuracy(self) -> float:
+        """In percent, of the batches of the epoch that ends, each with the weights of its step."""
+        accuracy, self.correct = 100 * self.correct / self.steps, 0.0
+        return accuracy
+
+    def save(self) -> None:
+        """Replace the run's checkpoint by one of now."""
+        state = {
+            "epoch": self.epoch,
+            "config": self.cfg.dump(),
+            "data": self.data,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if distributed.is_main():
+            write_checkpoint(self.folder / CHECKPOINT, state)
+
+    def load(self, path: Path) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            UserError: it is damaged, or of another run.
+        """
+        data = read_checkpoint(path)
+        if {"epoch", "config", "data", "model", "optimizer"} - data.keys():
+            raise UserError(f"{path}: not a checkpoint of train_classifier.py")
+        old = get_cfg()
+        with user_errors(*CONFIG_ERRORS, prefix=f"{path}: its config: "):
+            old.merge_from_other_cfg(CfgNode.load_cfg(data["config"]))
+        check_same_run(old, self.cfg, path)
+        if data["data"] != self.data:
+            raise UserError(f"{path} is of a run on {data['data']}; DATA has {self.data} now")
+        with user_errors(RuntimeError, prefix=f"{path}: "):
+            self.model.load_state_dict(data["model"])
+        self.optimizer.load_state_dict(data["optimizer"])
+        self.epoch = data["epoch"]
+
+
+def write_log(run: Run, log: Log, step: int, lr: float) -> None:
+    """A line of loss, learning rate and speed.
+
+    Raises:
+        UserError: the loss is not finite, or, at the end of an epoch, a weight.
+    """
+    loss, seconds = run.pop_means()
+    weights = run.model.parameters() if step % run.steps == 0 else ()
+    if not math.isfinite(loss) or not all(torch.isfinite(p).all() for p in weights):
+        log.write(step, {"diverged": 1, "lr": lr})
+        raise UserError(
+            f"step {step}: diverged, as the loss is {loss:.4g} or a weight not finite; "
+            "start again in another OUTPUT_DIR with a lower SOLVER.BASE_LR"
+        )
+    log.write(step, {"loss": loss, "lr": lr, "seconds": seconds})
+    say(f"step {step}: loss {loss:.4f}, lr {lr:.4g}, {seconds:.4f} s")
+
+
+def check_run(cfg: CfgNode, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None for a new run.
+
+    Raises:
+        UserError: the run would overwrite another one, or has no place to write to.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    found = [n for n in (CHECKPOINT, "metrics.json", "config.yaml") if (folder / n).exists()]
+    if found and not resume:
+        raise UserError(
+            f"OUTPUT_DIR {folder} holds a run ({found[0]}): "
+            "continue it with --resume, or name another OUTPUT_DIR"
+        )
+    with user_errors(OSError, prefix="OUTPUT_DIR: "):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / CHECKPOINT if CHECKPOINT in found else None
+
+
+def summary(results: dict[str, float]) -> str:
+    """Results on one line."""
+    return ", ".join(f"{key} {value:.4g}" for key, value in results.items())

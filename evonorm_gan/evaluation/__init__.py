@@ -1,0 +1,1 @@
+"""IS, FID, KID, precision and recall, and the feature extractors behind them."""

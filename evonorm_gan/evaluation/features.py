@@ -1,0 +1,243 @@
+"""Features of images for the metrics: extractors, their weights, statistics of the real images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch_fidelity
+from fvcore.common.config import CfgNode
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch_fidelity.metric_fid import fid_features_to_statistics
+from torch_fidelity.utils import create_feature_extractor
+from tqdm import tqdm
+
+from evonorm_runs import distributed
+from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.files import atomic_write, read_checkpoint
+
+from . import digits_extractor
+from .digits_extractor import trained_weights
+from .inception import PUBLISHED, inception_weights, sha256
+
+log = logging.getLogger(__name__)
+
+# Of each extractor: the layer for FID, KID, precision and recall, and that for IS.
+LAYERS = {
+    "inception-v3-compat": ("2048", "logits_unbiased"),
+    digits_extractor.NAME: digits_extractor.LAYERS,
+}
+# Images, real ones and others, that KID, precision and recall look at: quadratic in their number.
+SUBSET = {"inception-v3-compat": 10_000, digits_extractor.NAME: 2_000}
+
+
+class Extractor:
+    """One of torch-fidelity's feature extractors, fed by all processes.
+
+    Attributes:
+        name: cfg.TEST.EXTRACTOR.
+        weights: the file of its weights.
+        digest: the sha256 of that file.
+        device: where it runs.
+
+    Raises:
+        UserError: its weights are missing, damaged or not for it.
+    """
+
+    def __init__(self, cfg: CfgNode, device: str | torch.device) -> None:
+        self.name = cfg.TEST.EXTRACTOR
+        self.device = torch.device(device)
+        find = inception_weights if self.name != digits_extractor.NAME else trained_weights
+        for turn in range(distributed.world_size()):
+            if turn == distributed.rank():  # the first on each disk trains or downloads them
+                self.weights = find(cfg)
+            distributed.barrier()
+        self.digest = sha256(self.weights)
+        # torch-fidelity would run code found in the file; after this there is none.
+        read_checkpoint(self.weights)
+        try:
+            model = create_feature_extractor(
+                self.name,
+                list(LAYERS[self.name]),
+                cuda=False,  # its default is True; the device is ours to choose
+                feature_extractor_weights_path=str(self.weights),
+                verbose=False,
+            )
+        except RuntimeError as error:  # a page of names and shapes
+            raise UserError(f"{self.weights}: not the weights of {self.name}") from error
+        self.model = model.to(self.device)
+
+    def describe(self) -> str:
+        """One line: the extractor, the file of its weights, and its checksum."""
+        if self.name == digits_extractor.NAME:
+            about = digits_extractor.describe(self.weights)
+        elif self.digest.startswith(PUBLISHED):
+            about = "Inception of 2015-12-05, the published weights"
+        else:
+            about = "NOT the published Inception weights: not comparable with anything"
+        return f"extractor {self.name}: {about}; {self.weights}, sha256 {self.digest}"
+
+    @torch.no_grad()
+    def features(
+        self, batches: Iterable[tuple[Tensor, int]], total: int | None, what: str
+    ) -> tuple[Tensor, Tensor] | None:
+        """Features of both layers of all processes' images, in order.
+
+        Args:
+            batches: this process's :func:`share` of a batch, (n, 3, H, W) uint8, and the number
+                of images in the whole batch.
+            total: the number of all images, for the progress bar.
+            what: their name, there and in an error.
+
+        Returns:
+            Two tensors (N, width), float32 on the CPU; None but in the main process.
+
+        Raises:
+            UserError: a feature is NaN or infinite; or there is no image.
+        """
+        kept: list[list[Tensor]] = [[], []]
+        main = distributed.is_main()
+        seen = 0
+        with tqdm(total=total, desc=what, unit="img", disable=None if main else True) as bar:
+            for images, size in batches:
+                for layer, part in zip(kept, self.model(images.to(self.device))):
+                    whole = distributed.gather(part)[:size]
+                    if not whole.isfinite().all():
+                        raise UserError(
+                            f"{what}: the extractor {self.name} gives NaN or infinity from number "
+                            f"{seen} on; the weights in {self.weights} may be damaged"
+                        )
+                    if main:
+                        layer.append(whole.cpu())
+                seen += size
+                bar.update(size)
+        if not seen:
+            raise UserError(f"{what}: there is no image")
+        return (torch.cat(kept[0]), torch.cat(kept[1])) if main else None
+
+
+def share(start: int, stop: int) -> Tensor:
+    """This process's part of start ... stop-1, int64 indices.
+
+    All parts are of one size, as gathering needs it: the last index is repeated where they do not
+    come out even. Their concatenation is in order and begins with all the indices.
+    """
+    each = -(-(stop - start) // distributed.world_size())
+    first = start + distributed.rank() * each
+    return torch.arange(first, first + each).clamp(max=stop - 1)
+
+
+def shares(num: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
+    """(:func:`share`, size of the whole batch) of batches with `batch_size` per process."""
+    step = batch_size * distributed.world_size()
+    for start in range(0, num, step):
+        stop = min(start + step, num)
+        yield share(start, stop), stop - start
+
+
+def subset(num: int, limit: int) -> Tensor:
+    """The indices, ascending, of at most `limit` of `num` things; always the same random ones."""
+    if num <= limit:
+        return torch.arange(num)
+    return torch.randperm(num, generator=torch.Generator().manual_seed(0))[:limit].sort().values
+
+
+@dataclass(frozen=True)
+class RealStatistics:
+    """What the metrics compare with.
+
+    Attributes:
+        mu: mean of the features, (width,).
+        sigma: their covariance, (width, width) float64.
+        features: those of a :func:`subset` of the images, (n, width).
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    features: Tensor
+
+
+def real_statistics(
+    dataset: Dataset, extractor: Extractor, cfg: CfgNode
+) -> tuple[RealStatistics | None, str]:
+    """Statistics of a data set, from cfg.TEST.CACHE_DIR if they were computed before.
+
+    The key of that file is everything that they depend on; torch-fidelity's own cache, whose key
+    is a name, is not used.
+
+    Returns:
+        them, or None but in the main process; and one line about where they are from.
+    """
+    key = {
+        "data": dataset.fingerprint(),
+        "images": len(dataset),
+        "subset": SUBSET[extractor.name],
+        "extractor": extractor.name,
+        "layer": LAYERS[extractor.name][0],
+        "weights": extractor.digest,
+        "torch-fidelity": torch_fidelity.__version__,
+        "version": 1,  # of this code
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = Path(cfg.TEST.CACHE_DIR) / f"real-{extractor.name}-{digest[:16]}.pt"
+    found = _read_statistics(path, digest) if distributed.is_main() else None
+    if _from_main(found is not None):
+        return found, f"statistics of {len(dataset)} real images: {path}"
+    parts = list(shares(len(dataset), cfg.TEST.BATCH_SIZE))
+    in_memory = getattr(dataset, "images", None) is not None
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[index.tolist() for index, _ in parts],
+        num_workers=0 if in_memory else cfg.DATA.NUM_WORKERS,
+    )
+    batches = ((images, size) for (images, _), (_, size) in zip(loader, parts))
+    features = extractor.features(batches, len(dataset), "real images")
+    if features is None:
+        return None, ""
+    made = fid_features_to_statistics(features[0])
+    chosen = subset(len(dataset), SUBSET[extractor.name])
+    statistics = RealStatistics(made["mu"], made["sigma"], features[0][chosen])
+    with user_errors(OSError, prefix=f"{path}: "):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {name: torch.as_tensor(value) for name, value in vars(statistics).items()}
+        with atomic_write(path) as file:
+            torch.save({**content, "key": digest, "sum": _checksum(content)}, file)
+    return statistics, f"statistics of {len(dataset)} real images: computed, kept in {path}"
+
+
+def _read_statistics(path: Path, digest: str) -> RealStatistics | None:
+    """Those in the file; None if it is absent, or, with a note, damaged."""
+    try:
+        content = read_checkpoint(path)
+        given = {name: content.pop(name, None) for name in ("key", "sum")}
+        if given == {"key": digest, "sum": _checksum(content)}:
+            mu, sigma, features = (content[name] for name in ("mu", "sigma", "features"))
+            return RealStatistics(mu.numpy(), sigma.numpy(), features)
+    except FileNotFoundError:
+        return None
+    except (UserError, OSError, AttributeError, KeyError, TypeError):
+        pass
+    log.warning("%s: damaged; computing the statistics again", path)
+    return None
+
+
+def _checksum(content: dict[str, Tensor]) -> str:
+    """The sha256 of some tensors' names and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(content.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _from_main(value: Any) -> bool:
+    """The main process's value, in every process."""
+    return bool(distributed.gather(torch.tensor([float(value)]))[0])

@@ -1,0 +1,163 @@
+"""IS, FID, KID, precision and recall of a generator or of images, by torch-fidelity's functions.
+
+torch-fidelity takes images by itself too, but can't draw from a class-conditional generator
+(version 0.4.0), and its cache does not notice that a data set has changed. So images and features
+are ours here, and the formulas are its. It ignores settings whose names it does not know, and its
+defaults are its own to change: all that matter are in SETTINGS.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from evonorm_runs import distributed
+from evonorm_runs.errors import UserError
+
+from .. import sampling
+from . import digits_extractor
+from .features import SUBSET, Extractor, RealStatistics, real_statistics, share, shares, subset
+
+log = logging.getLogger(__name__)
+
+METRICS = ("IS", "IS_std", "FID", "KID", "precision", "recall")
+SPLITS = 10  # of IS (paper, section 5.5, after Salimans et al. 2016)
+KID_SUBSET = 1000  # images per subset, fewer if there are fewer
+SETTINGS = {
+    "rng_seed": 2020,
+    "kid_subsets": 100,
+    "kid_kernel": "poly",
+    "kid_kernel_poly_degree": 3,
+    "kid_kernel_poly_gamma": None,  # 1 / width
+    "kid_kernel_poly_coef0": 1,
+    "prc_neighborhood": 3,
+    "prc_batch_size": 10_000,
+    "save_cpu_ram": False,
+    "verbose": False,
+}
+
+
+def metric_key(name: str, extractor: str) -> str:
+    """What a metric is called when it is printed or written.
+
+    >>> metric_key("FID", "digits")
+    'FID-digits (not comparable with Inception)'
+    """
+    if extractor == digits_extractor.NAME:
+        return f"{name}-{extractor} (not comparable with Inception)"
+    return name
+
+
+class Evaluator:
+    """Compares images with a data set, as cfg.TEST says. All processes must take part in all calls.
+
+    Raises:
+        UserError: the extractor's weights can't be had, or the data set has too few images.
+    """
+
+    def __init__(self, cfg: CfgNode, dataset: Dataset, device: str | torch.device) -> None:
+        self.cfg = cfg
+        self.extractor = Extractor(cfg, device)
+        self._noted: set[tuple[str, int]] = set()
+        _check_number(len(dataset), "the real images")
+        self.real, about_real = real_statistics(dataset, self.extractor, cfg)
+        self.about = [self.extractor.describe(), about_real]
+        self._note_number(len(dataset), "real images")
+
+    def evaluate(
+        self, G: nn.Module, seed: int = 0, truncation: float | None | Literal["config"] = "config"
+    ) -> dict[str, float]:
+        """The metrics of TEST.NUM_SAMPLES images of a generator, of all classes alike.
+
+        They do not depend on the number of processes. G itself stays as it is.
+
+        Args:
+            truncation: instead of TEST.TRUNCATION; None: none.
+
+        Returns:
+            by :func:`metric_key`, each of METRICS; the same in all processes.
+
+        Raises:
+            UserError: G makes NaN, or there are too few samples.
+        """
+        test = self.cfg.TEST
+        if truncation == "config":
+            truncation = test.TRUNCATION
+        G = copy.deepcopy(G)
+        sampling.standing_statistics(G, test.STANDING_BATCHES, test.BATCH_SIZE, seed, truncation)
+        z, y = sampling.latents(test.NUM_SAMPLES, G.dim_z, G.num_classes, seed, truncation)
+        parts = list(shares(test.NUM_SAMPLES, test.BATCH_SIZE))
+        mine = torch.cat([index for index, _ in parts])
+        images = sampling.generate(G, z[mine], y[mine], test.BATCH_SIZE)
+        batches = ((batch, size) for batch, (_, size) in zip(images, parts))
+        return self._metrics(self.extractor.features(batches, test.NUM_SAMPLES, "samples"))
+
+    def evaluate_images(self, batches: Iterable[Tensor]) -> dict[str, float]:
+        """As :meth:`evaluate`, for images (n, 3, H, W) uint8, the same ones in all processes."""
+        parts = ((images[share(0, len(images))], len(images)) for images in batches)
+        return self._metrics(self.extractor.features(parts, None, "images"))
+
+    def _metrics(self, features: tuple[Tensor, Tensor] | None) -> dict[str, float]:
+        # The main process computes, and all learn what it found, or that there were too few.
+        values = torch.full((1, len(METRICS) + 1), torch.nan, dtype=torch.float64)
+        if features is not None:
+            num = values[0, -1] = len(features[0])
+            self._note_number(num, "images")
+            if num >= SPLITS:
+                found = compute_metrics(*features, self.real, SUBSET[self.extractor.name])
+                values[0, :-1] = values.new_tensor([found[name] for name in METRICS])
+        *values, num = distributed.gather(values)[0].tolist()
+        _check_number(int(num), "the images")
+        return {metric_key(name, self.extractor.name): x for name, x in zip(METRICS, values)}
+
+    def _note_number(self, num: int, what: str) -> None:
+        """Say what so few images do to the metrics, once."""
+        width = len(self.real.mu) if self.real else 0
+        for least, note in (
+            (KID_SUBSET, f"KID takes subsets of {num}, not {KID_SUBSET}"),
+            (width, f"FID is far too high with fewer images than features ({width})"),
+        ):
+            if SPLITS <= num < least and (note, num) not in self._noted:
+                self._noted.add((note, num))
+                log.warning("%d %s are few: %s", num, what, note)
+
+
+def compute_metrics(
+    features: Tensor, logits: Tensor, real: RealStatistics, limit: int
+) -> dict[str, float]:
+    """METRICS from features of at least 10 images (N, width) and their logits (N, classes).
+
+    KID, precision and recall look at no more than `limit` of the images.
+    """
+    isc = isc_features_to_metric(logits, SPLITS, True, SETTINGS["rng_seed"])
+    fid = fid_statistics_to_metric(
+        fid_features_to_statistics(features), {"mu": real.mu, "sigma": real.sigma}, False
+    )
+    some = features[subset(len(features), limit)]
+    size = min(KID_SUBSET, len(some), len(real.features))
+    kid = kid_features_to_metric(some, real.features, kid_subset_size=size, **SETTINGS)
+    prc = prc_features_to_metric(some, real.features, **SETTINGS)
+    return {
+        "IS": isc["inception_score_mean"],
+        "IS_std": isc["inception_score_std"],
+        "FID": fid["frechet_inception_distance"],
+        "KID": kid["kernel_inception_distance_mean"],
+        "precision": prc["precision"],
+        "recall": prc["recall"],
+    }
+
+
+def _check_number(num: int, what: str) -> None:
+    if num < SPLITS:
+        raise UserError(f"{what}: {num} are too few; IS is a mean over {SPLITS} splits of them")

@@ -1,1 +1,0 @@
-"""A small image classifier, for tables 2 and 3 of the paper."""

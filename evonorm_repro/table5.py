@@ -1,0 +1,178 @@
+"""The paper's evaluation over several runs (section 5.5): table 5, from the runs' folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from evonorm import build_norm_act
+from evonorm_gan.config import load_config, norm_options
+from evonorm_gan.evaluation.metrics import metric_key
+from evonorm_runs.errors import UserError, user_errors
+
+# Table 5: IS and FID at peak performance, median/best over 3 seeds where two numbers are given.
+PAPER = {
+    "BN-ReLU": ("118.77/124.01", "7.85/7.29"),
+    "EvoNormB0": ("101.13/113.63", "6.91/5.87"),
+    "GN-ReLU (16 groups)": ("99.09", "8.14"),
+    "LN-ReLU": ("91.56", "8.35"),
+    "PixelNorm-ReLU": ("88.58", "10.41"),
+    "EvoNormS0": ("104.64/113.96", "6.86/6.26"),
+}
+# Runs in one table must agree in these: the metrics depend on them.
+SAME = (
+    *("DATA.NAME", "MODEL.RESOLUTION", "MODEL.NUM_CLASSES", "MODEL.G_CH", "MODEL.D_CH"),
+    *("SOLVER.BATCH_SIZE", "SOLVER.MAX_ITER", "TEST.EXTRACTOR", "TEST.NUM_SAMPLES"),
+    "TEST.TRUNCATION",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run at its peak: IS and FID are each the best of its evaluations."""
+
+    folder: Path
+    cfg: CfgNode
+    layer: str
+    seed: int
+    IS: float
+    FID: float
+
+
+def read_run(folder: Path) -> Run:
+    """A run from its config.yaml and metrics.json.
+
+    Raises:
+        UserError: one of them is missing, or the run was never evaluated.
+    """
+    for name in ("config.yaml", "metrics.json"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: not the folder of a run, as it has no {name}")
+    # The table needs no GPU, whatever the run had.
+    cfg = load_config(str(folder / "config.yaml"), ["DEVICE", "cpu"])
+    keys = [metric_key(name, cfg.TEST.EXTRACTOR) for name in ("IS", "FID")]
+    with user_errors(OSError):
+        lines = map(_parse, (folder / "metrics.json").read_bytes().splitlines())
+    values = [[line[key] for key in keys] for line in lines if all(key in line for key in keys)]
+    values = [pair for pair in values if all(map(math.isfinite, pair))]
+    if not values:
+        raise UserError(f"{folder}: no evaluation in its metrics.json (no line with {keys[1]!r})")
+    scores, distances = zip(*values)
+    return Run(folder, cfg, _layer(cfg), cfg.SEED, max(scores), min(distances))
+
+
+def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """A row for each layer, in the paper's order: seeds, and median and best of IS and of FID.
+
+    If the runs are of ImageNet at 128x128 with Inception, "paper IS" and "paper FID" are table
+    5's, whose other layers have rows too.
+
+    Raises:
+        UserError: as :func:`read_run`; or two runs have the same layer and seed, or differ in what
+            the metrics depend on.
+    """
+    runs = [read_run(folder) for folder in folders]
+    seen: dict[tuple[str, int], Run] = {}
+    for run in runs:
+        other = seen.setdefault((run.layer, run.seed), run)
+        if other is not run:
+            raise UserError(
+                f"{other.folder} and {run.folder} are both of {run.layer} with SEED {run.seed}: "
+                "leave one out"
+            )
+        for key in SAME:
+            values = [_value(r.cfg, key) for r in (runs[0], run)]
+            if values[0] != values[1]:
+                raise UserError(
+                    f"{runs[0].folder} and {run.folder} can't be compared: {key} is "
+                    f"{values[0]!r} and {values[1]!r}"
+                )
+    cfg = runs[0].cfg
+    paper = (cfg.MODEL.RESOLUTION, cfg.MODEL.NUM_CLASSES) == (128, 1000)
+    paper = paper and cfg.TEST.EXTRACTOR != "digits"
+    return [
+        _row([run for run in runs if run.layer == layer], layer, cfg.TEST.EXTRACTOR, paper)
+        for layer in _in_order({run.layer for run in runs} | set(PAPER if paper else ()))
+    ]
+
+
+def _row(runs: list[Run], layer: str, extractor: str, paper: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"layer": layer, "seeds": sorted(run.seed for run in runs)}
+    for name, best in (("IS", max), ("FID", min)):
+        values = [getattr(run, name) for run in runs]
+        found = {"median": median(values), "best": best(values)} if values else None
+        row[metric_key(name, extractor)] = found
+        if paper:
+            row[f"paper {name}"] = PAPER.get(layer, ("", ""))[name == "FID"]
+    return row
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """Table 5's layout, layers with batch statistics apart from those without, and what it is."""
+    columns = [key for key in rows[0] if key not in ("layer", "seeds")]
+    header = ["Layer", "seeds", *(_title(key) for key in columns)]
+    lines = [
+        [row["layer"], str(len(row["seeds"])), *(_cell(row[key]) for key in columns)]
+        for row in rows
+    ]
+    widths = [max(map(len, cells)) for cells in zip(header, *lines)]
+    texts = ["  ".join(cell.ljust(w) for cell, w in zip(x, widths)).rstrip() for x in lines]
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    dependent = [_batch_dependent(row["layer"]) for row in rows]
+    if True in dependent and False in dependent:
+        texts.insert(dependent.index(False), rule)
+    first = "  ".join(cell.ljust(w) for cell, w in zip(header, widths)).rstrip()
+    note = "IS and FID are each the best of a run's evaluations; median and best are over seeds."
+    return "\n".join([first, rule, *texts, rule, note])
+
+
+def _title(key: str) -> str:
+    name, mark, about = key.partition(" (")
+    return f"{name} (median/best{'; ' + about if mark else ')'}"
+
+
+def _cell(value: dict[str, float] | str | None) -> str:
+    if isinstance(value, dict):
+        numbers = dict.fromkeys(f"{value[key]:.2f}" for key in ("median", "best"))
+        return "/".join(numbers)
+    return value or "-"
+
+
+def _in_order(layers: set[str]) -> list[str]:
+    """Batch-dependent ones first; the paper's before others."""
+    order = list(PAPER)
+    return sorted(
+        layers,
+        key=lambda x: (not _batch_dependent(x), order.index(x) if x in order else len(order), x),
+    )
+
+
+def _layer(cfg: CfgNode) -> str:
+    name = cfg.MODEL.NORM
+    if name.startswith("GN") or cfg.MODEL.NUM_GROUPS:
+        return f"{name} ({norm_options(cfg)['num_groups']} groups)"
+    return name
+
+
+def _batch_dependent(layer: str) -> bool:
+    return build_norm_act(layer.split(" ")[0], 32).batch_dependent
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError:  # the process was killed while it wrote
+        return {}
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg

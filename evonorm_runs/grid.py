@@ -1,0 +1,234 @@
+"""A grid of independent runs, each a process with a folder of its own.
+
+Beside what the run's tool writes, the folder holds `job.json` (the settings; once the run has
+ended well, its seconds too), `output.txt` (what it printed) and, if it failed, `failed.txt` (why, a
+line). A finished run is not run again; one that failed or was interrupted goes on from its
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable
+
+from .errors import UserError, one_line, user_errors
+from .files import atomic_write
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of one of the training tools."""
+
+    folder: Path
+    tool: str  # its path from the repository's root, "tools/train_net.py"
+    config: str  # likewise
+    settings: tuple[str, ...]  # KEY VALUE KEY VALUE ...
+
+    def command(self, gpus: int) -> list[str]:
+        """What Python is to run: on one process, or on so many GPUs with one each."""
+        launcher: list[str] = []
+        options = ["--config-file", str(ROOT / self.config), "--resume"]
+        if gpus > 1 and self.tool == "tools/train_net.py":
+            options += ["--num-gpus", str(gpus), "--dist-url", "auto"]  # auto: a free port
+        elif gpus > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
+        settings = [*self.settings, "OUTPUT_DIR", str(self.folder)]
+        return [*launcher, str(ROOT / self.tool), *options, *settings]
+
+
+def finished(job: Job) -> bool:
+    """Whether the run has ended well.
+
+    Raises:
+        UserError: its folder holds a run of other settings.
+    """
+    file = job.folder / "job.json"
+    if not file.exists():
+        return False
+    with user_errors(ValueError, KeyError, TypeError, prefix=f"{file} is damaged: "):
+        found = json.loads(file.read_text())
+        old = list(found["settings"])
+    new = [job.tool, job.config, *job.settings]
+    if old != new:
+        there, here = (set(zip(x[2::2], x[3::2])) for x in (old, new))
+        parts = (("has", sorted(there - here)), ("not", sorted(here - there)))
+        differ = ", ".join(f"{word} {key} {value}" for word, x in parts for key, value in x)
+        raise UserError(
+            f"{job.folder} holds a run of other settings ({differ or old[1]}): name another --out"
+        )
+    return "seconds" in found
+
+
+def failure(job: Job) -> str | None:
+    """Why the run failed last time, None if it did not."""
+    file = job.folder / "failed.txt"
+    return file.read_text().strip() if file.exists() else None
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    at_once: int = 1,
+    gpus: int = 0,
+    ray_address: str | None = None,
+    say: Callable[[str], None] = partial(print, flush=True),
+) -> None:
+    """Run what is not finished, `at_once` at a time on this machine, or as tasks on a Ray cluster.
+
+    One run's failure does not touch the others; :func:`failure` then tells its reason.
+
+    Args:
+        gpus: GPUs for each run. With several runs at once each gets its own.
+        ray_address: of a cluster whose machines share this file system and have this package; as
+            :func:`ray.init` takes it ("auto", "local" for one of this machine alone).
+
+    Raises:
+        UserError: a folder holds a run of other settings, or Ray is not to be had.
+    """
+    waiting = [job for job in jobs if not finished(job)]
+    if not waiting:
+        return
+    say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished, {len(waiting)} to go")
+    if ray_address is None:
+        results = _here(waiting, at_once, gpus)
+    else:
+        results = _on_ray(waiting, ray_address, gpus)
+    start = time.perf_counter()
+    for i, (job, reason) in enumerate(results, 1):
+        left = (time.perf_counter() - start) / i * (len(waiting) - i)
+        eta = f"; about {math.ceil(left / 60)} min to go" if i < len(waiting) else ""
+        outcome = f"FAILED: {reason}" if reason else "done"
+        say(f"[{i}/{len(waiting)}] {job.folder}: {outcome}{eta}")
+
+
+def run_job(job: Job, gpus: int, environment: dict[str, str]) -> str | None:
+    """Run it to its end; returns why it did not end well, None if it did."""
+    with user_errors(OSError):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock = open(job.folder / "lock", "w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return "another process is still at work in its folder"
+        if finished(job):  # meanwhile, by another process
+            return None
+        resumed = (job.folder / "job.json").exists()
+        record: dict[str, Any] = {"settings": [job.tool, job.config, *job.settings]}
+        _write(job.folder / "job.json", json.dumps(record))
+        (job.folder / "failed.txt").unlink(missing_ok=True)
+        start = time.perf_counter()
+        with open(job.folder / "output.txt", "ab") as output:
+            begin = output.tell()
+            process = subprocess.run(
+                [sys.executable, *job.command(gpus)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                pass_fds=[lock.fileno()],  # an orphan keeps the folder
+            )
+        if process.returncode == 0:
+            # How long a run took that was interrupted is not known.
+            record["seconds"] = None if resumed else round(time.perf_counter() - start, 1)
+            _write(job.folder / "job.json", json.dumps(record))
+            return None
+        if process.returncode in (130, -signal.SIGINT):
+            raise KeyboardInterrupt
+        reason = _reason(process.returncode, job.folder / "output.txt", begin)
+        _write(job.folder / "failed.txt", reason + "\n")
+        return reason
+
+
+def _here(jobs: list[Job], at_once: int, gpus: int) -> Iterator[tuple[Job, str | None]]:
+    slots: queue.Queue[int] = queue.Queue()
+    for slot in range(at_once):
+        slots.put(slot)
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+
+    def work(job: Job) -> str | None:
+        slot = slots.get()
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        if gpus and at_once > 1:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            devices = visible.split(",") if visible else [str(i) for i in range(gpus * at_once)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot * gpus :][:gpus])
+        try:
+            return run_job(job, gpus, environment)
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = {pool.submit(work, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _on_ray(jobs: list[Job], address: str, gpus: int) -> Iterator[tuple[Job, str | None]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--ray needs Ray: pip install ray") from error
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--ray {address}: {one_line(error)}") from error
+    try:
+        if ray.cluster_resources().get("GPU", 0) < gpus:
+            raise UserError(f"--ray {address}: the cluster has no {gpus} GPUs for a run")
+        # Ray itself sets OMP_NUM_THREADS and CUDA_VISIBLE_DEVICES to what the task was given.
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_job)
+        pending = {task.remote(job, gpus, {}): job for job in jobs}
+        while pending:
+            ready, _ = ray.wait(list(pending))
+            job = pending.pop(ready[0])
+            try:
+                yield job, ray.get(ready[0])
+            except ray.exceptions.RayError as error:  # the machine was lost, say
+                yield job, one_line(error)
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError if nothing answers at HOST:PORT: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _reason(code: int, output: Path, begin: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    text = output.read_bytes()[begin:].decode(errors="replace")
+    lines = [line.strip() for line in text.split("\n")]
+    # A tool's own line, which torchrun's report may follow.
+    own = [line for line in lines if re.match(r"train_\w+\.py: ", line)]
+    words = [line for line in lines if re.search(r"\w", line)]
+    return (own or words or [f"exit status {code}"])[-1]
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())

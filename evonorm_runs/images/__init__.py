@@ -1,0 +1,1 @@
+"""Images to train on: folders, archives, torchvision's data sets and the embedded digits."""

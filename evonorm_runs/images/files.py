@@ -1,0 +1,94 @@
+"""Images to be evaluated that lie in a folder or in an .npz."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import pil_to_tensor
+
+from ..errors import UserError, one_line
+
+log = logging.getLogger(__name__)
+
+LOSSY = (".jpg", ".jpeg")
+SUFFIXES = (".png", ".bmp", ".webp", *LOSSY)
+KEYS = ("arr_0", "images")
+
+
+def image_batches(
+    path: Path, resolution: int, batch_size: int, num_workers: int = 0
+) -> Iterable[Tensor]:
+    """The images of a folder (and of those within it) or of an .npz, as (n, 3, R, R) uint8.
+
+    An .npz holds uint8 (N, R, R, 3) under "arr_0" or "images".
+
+    Raises:
+        UserError: there are none, or one is damaged or of another size than `resolution`; for a
+            folder's images also while iterating.
+    """
+    if path.is_dir():
+        return DataLoader(FolderImages(path, resolution), batch_size, num_workers=num_workers)
+    return read_npz(path, resolution).split(batch_size)
+
+
+class FolderImages(Dataset):
+    """The images in a folder, by name: uint8 (3, R, R)."""
+
+    def __init__(self, folder: Path, resolution: int) -> None:
+        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"{folder}: no image ({', '.join(SUFFIXES)}) in it")
+        lossy = sum(p.suffix.lower() in LOSSY for p in found)
+        if lossy:
+            log.warning("%s: %d images are JPEGs: compression changes the metrics", folder, lossy)
+        self.files, self.resolution = found, resolution
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        path = self.files[index]
+        try:
+            image = pil_to_tensor(Image.open(path).convert("RGB"))
+        except Exception as error:  # a damaged file may raise anything
+            raise UserError(f"{path}: not an image, or damaged ({one_line(error)})") from error
+        _check_size(image.shape[1:], self.resolution, path)
+        return image
+
+
+def read_npz(path: Path, resolution: int) -> Tensor:
+    """The images in an .npz: (N, 3, R, R) uint8."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            key = next((key for key in KEYS if key in file), None)
+            if key is None:
+                held = ", ".join(file) or "nothing"
+                raise UserError(f"{path}: holds {held}, but no array {' or '.join(KEYS)}")
+            images = file[key]
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not an .npz, or damaged ({one_line(error)})") from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(
+            f"{path}: {key} is {images.dtype} {images.shape}, but should be uint8 (N, height, "
+            "width, 3) with values from 0 to 255"
+        )
+    _check_size(images.shape[1:3], resolution, path)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _check_size(size: tuple[int, int], resolution: int, path: Path) -> None:
+    if tuple(size) != (resolution, resolution):
+        raise UserError(
+            f"{path}: {size[1]}x{size[0]} pixels, but the real images have "
+            f"{resolution}x{resolution} (MODEL.RESOLUTION)"
+        )

@@ -1,0 +1,85 @@
+"""What a run writes down: JSON lines, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from . import distributed
+from .files import atomic_write
+
+FILE = "metrics.json"
+
+
+def say(line: str) -> None:
+    """Print a line, above the progress bar if there is one; in the main process only."""
+    if distributed.is_main():
+        tqdm.write(line)
+        sys.stdout.flush()
+
+
+def progress(steps: range, total: int, images: int) -> Iterable[int]:
+    """The steps, of so many images each, under a progress bar, unless it could not be redrawn."""
+    hidden = not (distributed.is_main() and sys.stderr.isatty())
+    scale = {"unit": " images", "unit_scale": images}
+    return tqdm(steps, initial=steps.start - 1, total=total, disable=hidden, **scale)
+
+
+class Log:
+    """The JSON lines of a run that has done `step` steps.
+
+    Lines of later steps, left by a process that was killed, are removed: those steps come again.
+
+    Attributes:
+        lines: all lines as dictionaries, in every process.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / FILE
+        found = self.path.read_bytes().splitlines() if self.path.exists() else []
+        self.lines = [line for line in map(_parse, found) if line.get("step", step + 1) <= step]
+        if not distributed.is_main():
+            return
+        if len(self.lines) < len(found):
+            dropped = len(found) - len(self.lines)
+            say(f"{self.path}: removed {dropped} lines of steps after {step}, which come again")
+            with atomic_write(self.path) as file:
+                file.writelines(_dump(line) for line in self.lines)
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.board = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add a line, and its values to TensorBoard."""
+        line = {"step": step, **values}
+        self.lines.append(line)
+        if distributed.is_main():
+            with open(self.path, "ab") as file:
+                file.write(_dump(line))
+            for key, value in values.items():
+                self.board.add_scalar(key, value, step)
+            self.board.flush()
+
+    def with_key(self, key: str) -> list[dict[str, Any]]:
+        """The lines that have this key."""
+        return [line for line in self.lines if key in line]
+
+    def close(self) -> None:
+        if distributed.is_main():
+            self.board.close()
+
+
+def _dump(line: dict[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError:  # the process was killed while it wrote
+        return {}

@@ -1,0 +1,148 @@
+"""A classifier's images, and how a step's are dealt to workers and processes."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from evonorm_classifier import data
+from evonorm_classifier.config import load_config
+from evonorm_classifier.data import mix, open_data, val_batches, worker_batches
+from evonorm_runs.errors import UserError
+from evonorm_runs.images.digits import make_digits
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "classification" / "digits.yaml")
+cached_digits = cache(make_digits)
+
+
+@pytest.fixture
+def cfg():
+    """cfg(*KEY VALUE): of the digits."""
+    return lambda *overrides: load_config(CONFIG, ["DEVICE", "cpu", *map(str, overrides)])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six training and three validation images of noise in three classes, of differing sizes."""
+    generator = torch.Generator().manual_seed(0)
+    for split, num in (("train", 6), ("val", 3)):
+        for i in range(num):
+            noise = torch.randint(256, (40 + i, 50, 3), generator=generator, dtype=torch.uint8)
+            path = tmp_path / split / "abc"[i % 3] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise.numpy()).save(path)
+    return tmp_path
+
+
+def of_folder(cfg, folder, *overrides):
+    return cfg("DATA.NAME", "folder", "DATA.ROOT", folder, "DATA.NUM_WORKERS", 0, *overrides)
+
+
+class TestWorkers:
+    def test_any_number_of_processes_gives_the_workers_the_same_images(self, cfg):
+        c = cfg("SOLVER.WORKERS", 4, "SOLVER.IMS_PER_WORKER", 3)
+        alone = list(worker_batches(50, 1, c, 0, 1))
+        assert [len(batch) for batch in alone] == [3] * 16  # 4 steps; the last 2 images are left
+        for ranks in (2, 4):
+            each = [list(worker_batches(50, 1, c, rank, ranks)) for rank in range(ranks)]
+            own = 4 // ranks
+            together = [
+                batch
+                for step in range(4)
+                for batches in each
+                for batch in batches[step * own : (step + 1) * own]
+            ]
+            assert together == alone
+
+    def test_an_epoch_takes_each_image_at_most_once_in_an_order_of_its_own(self, cfg):
+        c = cfg("SOLVER.IMS_PER_WORKER", 4)
+        one, again, two = (
+            [i for batch in worker_batches(20, epoch, c, 0, 1) for i in batch]
+            for epoch in (1, 1, 2)
+        )
+        other = [i for batch in worker_batches(20, 1, cfg("SEED", 1), 0, 1) for i in batch]
+        assert sorted(one) == sorted(two) == list(range(20))
+        assert one == again and one != two and one != other
+
+    @pytest.mark.parametrize("ranks", [1, 3])
+    def test_validation_takes_all_images_once(self, ranks):
+        shares = [list(val_batches(20, 4, rank, ranks)) for rank in range(ranks)]
+        assert sorted(i for share in shares for batch in share for i in batch) == list(range(20))
+        assert max(len(batch) for share in shares for batch in share) == 4
+
+    def test_nearby_parts_give_unrelated_seeds(self):
+        seeds = {mix(a, b) for a in range(30) for b in range(30)}
+        assert len(seeds) == 900 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+class TestDigits:
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch):
+        monkeypatch.setattr(data, "make_digits", cached_digits)
+
+    def test_one_variant_of_each_scan(self, cfg):
+        train, val = open_data(cfg())
+        images, labels = cached_digits("train", 32)
+        assert (len(train), len(val)) == (1437, 1440)
+        assert torch.equal(train.labels, labels[::8])
+        assert torch.equal(((train.images + 1) * 127.5).round().byte(), images[::8])
+
+    def test_all_variants(self, cfg):
+        train, _ = open_data(cfg("DATA.VARIANTS", 8))
+        assert len(train) == 1437 * 8
+
+    def test_batches(self, cfg):
+        train, _ = open_data(cfg())
+        ((x, y),) = train.batches([[3, 1]], seed=0)
+        assert x.shape == (2, 3, 32, 32) and x.min() >= -1 and x.max() <= 1
+        assert torch.equal(x[1], train.images[1]) and y.tolist() == train.labels[[3, 1]].tolist()
+
+
+class TestFolder:
+    def test_an_images_crop_depends_on_the_seed_only(self, cfg, folder):
+        chosen = [[0, 1, 2], [5, 4, 3]]
+        alone, _ = open_data(of_folder(cfg, folder))
+        loaded, _ = open_data(of_folder(cfg, folder, "DATA.NUM_WORKERS", 2))
+        one = list(alone.batches(chosen, seed=1))
+        torch.manual_seed(11)
+        state = torch.get_rng_state()
+        for (x, y), (x2, y2) in zip(one, loaded.batches(chosen, seed=1)):
+            assert torch.equal(x, x2) and torch.equal(y, y2)
+        (reverse, _), _ = alone.batches([[3, 4, 5], [0]], seed=1)
+        assert torch.equal(reverse, one[1][0].flip(0))
+        other = list(alone.batches(chosen, seed=2))
+        assert not torch.equal(one[0][0], other[0][0])
+        assert one[0][0].shape == (3, 3, 32, 32) and one[0][1].tolist() == [0, 0, 1]
+        assert torch.equal(torch.get_rng_state(), state)  # the loop's own draws are left alone
+
+    def test_validation_takes_the_centre(self, cfg, folder):
+        image = Image.new("RGB", (224, 224), (255, 0, 0))
+        image.paste((0, 0, 255), (14, 14, 210, 210))  # the centre's 196 of 224, as 224 of 256
+        image.resize((256, 256)).save(folder / "val" / "a" / "0.png")
+        _, val = open_data(of_folder(cfg, folder, "INPUT.SIZE", 224))
+        ((x, y),) = val.batches([[0]], seed=0)
+        assert x.shape == (1, 3, 224, 224) and y.tolist() == [0]
+        blue = (torch.tensor([0.0, 0.0, 1.0]) - torch.tensor([0.485, 0.456, 0.406])) / (
+            torch.tensor([0.229, 0.224, 0.225])
+        )
+        inner = x[0, :, 4:-4, 4:-4]
+        torch.testing.assert_close(inner, blue[:, None, None].expand_as(inner))
+
+    def test_a_missing_folder(self, cfg, tmp_path):
+        with pytest.raises(UserError, match=r"^DATA.ROOT: .*train"):
+            open_data(of_folder(cfg, tmp_path))
+
+    def test_other_classes_in_validation(self, cfg, folder):
+        (folder / "val" / "c").rename(folder / "val" / "d")
+        with pytest.raises(UserError, match="train and val differ in classes, as in 'c'$"):
+            open_data(of_folder(cfg, folder))
+
+    def test_a_damaged_image_is_named(self, cfg, folder):
+        (folder / "train" / "b" / "1.png").write_bytes(b"no image")
+        train, _ = open_data(of_folder(cfg, folder))
+        with pytest.raises(UserError, match=r"^\S+/b/1.png: "):
+            list(train.batches([[0, 2]], seed=0))

@@ -1,0 +1,114 @@
+"""The classifiers: their architecture against other implementations, their norms after convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from evonorm import list_norm_acts
+from evonorm_classifier.config import MODELS, load_config
+from evonorm_classifier.models import MODELS as BUILDERS
+from evonorm_classifier.models import build_model
+from evonorm_runs.errors import UserError
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "classification" / "digits.yaml")
+
+
+def build(*overrides):
+    return build_model(load_config(CONFIG, ["DEVICE", "cpu", *map(str, overrides)]), 10)
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def sites(model):
+    return [m for m in model.modules() if hasattr(m, "norm_act")]
+
+
+class TestArchitecture:
+    @pytest.mark.parametrize("depth", [50, 101])
+    def test_resnets_have_the_parameters_of_timms(self, depth):
+        with torch.device("meta"):
+            ours = BUILDERS[f"preact_resnet{depth}"](1000)
+            assert parameters(ours) == parameters(timm.create_model(f"resnetv2_{depth}"))
+
+    def test_resnet50_computes_what_timms_does(self):
+        theirs = timm.create_model("resnetv2_50", num_classes=7)
+        ours = BUILDERS["preact_resnet50"](7)
+        state = theirs.state_dict()
+        blocks = [key.rsplit(".", 2)[0] for key in state if key.endswith(".norm1.weight")]
+        renamed = {}
+        for key, value in state.items():
+            for i, block in enumerate(blocks):
+                key = key.replace(f"{block}.", f"blocks.{i}.")
+            key = key.replace("downsample.conv", "shortcut").replace("head.fc", "fc")
+            key = key.replace("stem.conv", "stem.0")
+            renamed[key] = value.flatten(1) if key == "fc.weight" else value
+        ours.load_state_dict(renamed)
+        x = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+    def test_mobilenet_on_large_images_is_torchvisions(self):
+        from torchvision.models import mobilenet_v2
+
+        ours, theirs = BUILDERS["mobilenet_v2"](1000, 1.0, 224), mobilenet_v2()
+        assert parameters(ours) == 3_504_872  # torchvision's documentation
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(1, 3, 96, 96)
+        assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+    @pytest.mark.parametrize("name, size", [("preact_resnet8", 4), ("mobilenet_v2", 2)])
+    def test_maps_of_small_images_do_not_shrink_to_a_point(self, name, size):
+        model = build("MODEL.NAME", name)
+        seen = []
+        for site in sites(model):
+            site.register_forward_hook(lambda module, args, y: seen.append(y.shape[-1]))
+        model(torch.randn(2, 3, 32, 32))
+        assert seen[0] == 16 and seen[-1] == min(seen) == size
+
+    def test_width_multiplies_channels(self):
+        one, half = (build("MODEL.WIDTH", width) for width in (1.0, 0.5))
+        assert [s.num_features for s in sites(one)] == [2 * s.num_features for s in sites(half)]
+
+
+class TestNorms:
+    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("norm", ["BN-ReLU", "EvoNormS0"])
+    def test_no_norm_and_no_activation_is_left(self, name, norm):
+        with torch.device("meta"):
+            model = build("MODEL.NAME", name, "MODEL.NORM", norm)
+        stock = (nn.BatchNorm2d, nn.GroupNorm, nn.ReLU, nn.ReLU6)
+        assert not [m for m in model.modules() if isinstance(m, stock)]
+        assert {site.norm_act for site in sites(model)} == {norm}
+        # A norm per convolution, but for projections; MobileNetV2's 17 blocks end without ReLU.
+        norms, linear = {
+            "preact_resnet8": (2 * 3 + 1, 0),
+            "preact_resnet50": (3 * 16 + 1, 0),
+            "preact_resnet101": (3 * 33 + 1, 0),
+            "mobilenet_v2": (52, 17),
+        }[name]
+        assert len(sites(model)) == norms
+        assert [site.activation for site in sites(model)].count(False) == linear
+
+    @pytest.mark.parametrize("norm", list_norm_acts())
+    def test_gives_finite_scores_and_gradients(self, norm):
+        torch.manual_seed(0)
+        model = build("MODEL.NORM", norm)
+        scores = model(torch.randn(4, 3, 32, 32))
+        scores.square().sum().backward()
+        assert scores.shape == (4, 10) and torch.isfinite(scores).all()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+    @pytest.mark.parametrize("groups, expected", [(8, {8}), (0, {16, 32})])
+    def test_groups(self, groups, expected):
+        model = build("MODEL.NORM", "EvoNormS0", "MODEL.NUM_GROUPS", groups)
+        assert {site.num_groups for site in sites(model)} == expected  # 16 channels, 16 groups
+
+    def test_negative_groups_are_refused(self):
+        with pytest.raises(UserError, match="MODEL.NUM_GROUPS is -1, but should not be negative"):
+            build("MODEL.NORM", "EvoNormS0", "MODEL.NUM_GROUPS", -1)
