@@ -1,20 +1,39 @@
 """EvoNorms: normalization and activation as one layer (arXiv:2004.02967)."""
 
-from . import baselines, functional
+from . import baselines
+from .base import NormAct
 from .convert import convert
-from .layers import EvoNorm, EvoNorm2D, NormAct
-from .registry import build_norm_act, list_norm_acts, register_norm_act
+from .evonorm2d import EvoNorm2D
+from .formula import Formula
+from .formulas import FORMULAS
+from .layers import EvoNorm
+from .registry import (
+    build_norm_act,
+    check_linear,
+    check_norm_act,
+    formula_of,
+    is_norm_act,
+    list_norm_acts,
+    register_norm_act,
+    slug,
+)
 from .statistics import update_running_statistics
 
 __all__ = [
+    "FORMULAS",
     "EvoNorm",
     "EvoNorm2D",
+    "Formula",
     "NormAct",
     "baselines",
     "build_norm_act",
+    "check_linear",
+    "check_norm_act",
     "convert",
-    "functional",
+    "formula_of",
+    "is_norm_act",
     "list_norm_acts",
     "register_norm_act",
+    "slug",
     "update_running_statistics",
 ]

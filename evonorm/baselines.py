@@ -8,8 +8,8 @@ from typing import Any, Callable, Optional
 import torch
 from torch import Tensor
 
-from . import functional as F
-from .layers import NormAct, keep_inputs_only, track
+from . import aggregations
+from .base import NormAct, affine, keep_inputs_only, track
 from .registry import register_norm_act
 from .statistics import batch_moments, widen
 
@@ -50,7 +50,7 @@ def pixel_norm(x: Tensor, groups: int, eps: float) -> Tensor:
 
 
 def filter_response_norm(x: Tensor, groups: int, eps: float) -> Tensor:
-    return x / F.instance_rms(x, eps)
+    return x / aggregations.rms_i(x, eps)
 
 
 class SampleNormAct(NormAct):
@@ -83,7 +83,7 @@ class SampleNormAct(NormAct):
         weight: Optional[Tensor] = None,
         bias: Optional[Tensor] = None,
     ) -> Tensor:
-        """As :meth:`evonorm.layers.EvoNorm.forward`."""
+        """As :meth:`evonorm.EvoNorm.forward`."""
         if weight is None:
             weight = self.weight
         if bias is None:
@@ -113,7 +113,7 @@ class SampleNormAct(NormAct):
         weight: Optional[Tensor],
         bias: Optional[Tensor],
     ) -> Tensor:
-        z = F.affine(self.norm(widen(x), self.num_groups, self.eps), weight, bias)
+        z = affine(self.norm(widen(x), self.num_groups, self.eps), weight, bias)
         if self.activation:
             z = self.act(z, z if v is None else v[:, None, None])
         return z.to(x.dtype)
@@ -151,7 +151,7 @@ class BatchNormAct(NormAct):
         weight: Optional[Tensor] = None,
         bias: Optional[Tensor] = None,
     ) -> Tensor:
-        """As :meth:`evonorm.layers.EvoNorm.forward`."""
+        """As :meth:`evonorm.EvoNorm.forward`."""
         if weight is None:
             weight = self.weight
         if bias is None:
@@ -190,7 +190,7 @@ class BatchNormAct(NormAct):
     ) -> Tensor:
         wide = widen(x)
         scale = torch.rsqrt(var.to(wide.dtype) + self.eps)
-        z = F.affine((wide - mean[:, None, None]) * scale[:, None, None], weight, bias)
+        z = affine((wide - mean[:, None, None]) * scale[:, None, None], weight, bias)
         if self.activation:
             z = self.act(z, z if v is None else v[:, None, None])
         return z.to(x.dtype)

@@ -1,157 +1,75 @@
-"""EvoNorms as modules: parameters, running statistics, a backward pass that keeps only inputs."""
+"""The layer of a formula, with its running statistics and, where there is one, its operator."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import functional as F
 from . import ops
-from .candidates import CANDIDATES_B, CANDIDATES_S
-from .registry import register_norm_act
+from .base import NormAct, affine, keep_inputs_only, track
+from .expression import Node
+from .formula import read_formula
+from .formulas import FORMULAS
 from .statistics import batch_moments, synchronized, widen
 
-
-class NormAct(nn.Module):
-    """What all norm-acts share: parameters, options, checks, freezing.
-
-    Parameters `weight` (C,) from 1 and `bias` (C,) from 0 unless `affine` is False, and `v` (C,)
-    from `v` unless that is None. State dicts load timm's EvoNorms by name.
-    """
-
-    _version = 4  # tells our state dicts from BatchNorm's (2), FrozenBatchNorm2d's (3), others (1)
-    batch_dependent = False
-    like_torch = False  # whether weight and bias mean what they do in BatchNorm or GroupNorm
-    norm_act = ""  # the registered name, set by build_norm_act
-
-    def __init__(
-        self,
-        num_features: int,
-        activation: bool = True,
-        *,
-        v: float | None = None,
-        num_groups: int = 32,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        affine: bool = True,
-        zero_init: bool = False,
-        sync: bool = False,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        **unknown: Any,
-    ) -> None:
-        super().__init__()
-        if unknown:
-            known = "num_groups, eps, momentum, affine, zero_init, sync, device, dtype"
-            raise TypeError(f"unknown option {', '.join(unknown)}: known are {known}")
-        _check("num_features", num_features, isinstance(num_features, int) and num_features > 0)
-        _check("num_groups", num_groups, isinstance(num_groups, int) and num_groups > 0)
-        _check("eps", eps, isinstance(eps, (int, float)) and eps >= 0)
-        _check("momentum", momentum, isinstance(momentum, (int, float)) and 0 <= momentum <= 1)
-        self.num_features = num_features
-        self.activation = activation
-        # Authors' rule (reference release): fewer groups where C is not divisible.
-        self.num_groups = max(
-            g for g in range(1, min(num_groups, num_features) + 1) if num_features % g == 0
-        )
-        self.eps = float(eps)
-        self.momentum = momentum
-        self.zero_init = zero_init
-        self.sync = sync
-        self.frozen = False
-        self._v_init = v
-        factory = {"device": device, "dtype": dtype}
-        new = lambda: nn.Parameter(torch.empty(num_features, **factory))  # noqa: E731
-        self.register_parameter("weight", new() if affine else None)
-        self.register_parameter("bias", new() if affine else None)
-        self.register_parameter("v", new() if activation and v is not None else None)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        if self.weight is not None:
-            nn.init.constant_(self.weight, 0.0 if self.zero_init else 1.0)
-            nn.init.zeros_(self.bias)
-        if self.v is not None:
-            nn.init.constant_(self.v, self._v_init)
-
-    def freeze(self) -> NormAct:
-        """Stop learning, and evaluate from now on whatever mode the model is in."""
-        self.requires_grad_(False)
-        self.frozen = True
-        return self.train(False)
-
-    def train(self, mode: bool = True) -> NormAct:
-        return super().train(mode and not self.frozen)
-
-    def extra_repr(self) -> str:
-        return f"{self.norm_act}, {self.num_features}, activation={self.activation}"
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        # An affine layer is alike in all; timm's even have a running_var that they do not use.
-        has = {k: getattr(self, k, None) is not None for k in ("v", "running_var")}
-        foreign = prefix + "running_mean" in state_dict or any(
-            (prefix + k in state_dict) != has[k] for k in has if self.activation
-        )
-        if not self.like_torch and prefix + "weight" in state_dict and foreign:
-            # Another norm's weight and bias would fit, silently, and mean something else.
-            where = f"{prefix[:-1]}: " if prefix else ""
-            raise ValueError(
-                f"{where}the checkpoint has another norm's weights here, not those of "
-                f"{self.norm_act or 'this layer'}; load one trained with it, or train from scratch"
-            )
-        # What torch's BatchNorm and timm's affine EvoNorms have, and never use in evaluation.
-        unused = "num_batches_tracked" if self.like_torch else "running_var"
-        if not hasattr(self, unused) or getattr(self, unused) is None:
-            state_dict.pop(prefix + unused, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    @torch.jit.unused
-    def check_input(self, x: Tensor) -> None:
-        if torch.jit.is_tracing():  # a trace would record the comparisons
-            return
-        name, c = self.norm_act or type(self).__name__, self.num_features
-        if x.dim() != 4 or x.shape[1] != c:
-            raise ValueError(
-                f"{name} takes a tensor (N, {c}, H, W), not one of shape {tuple(x.shape)}"
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"{name} takes a floating-point tensor, not {x.dtype}")
+# The formulas that torch.ops.evonorm computes, with their names there.
+FUSED = {read_formula(FORMULAS[f"EvoNorm{kind}"]): kind for kind in ops.reference.KINDS}
 
 
 class EvoNorm(NormAct):
-    """One of the searched layers: y = formula(x) * weight + bias, without another activation.
+    """y = formula(x) * weight + bias, without another activation, as the paper's layers.
+
+    Parameters, beside weight and bias: `v` (C,) from 1 where the formula has v1, `v0` (C,) from 0
+    where it has v0. Buffers, for evaluation: what an aggregation over the batch had in training, as
+    a moving average with the decay 1 - momentum: the mean, from 0; the biased variance for a std
+    and the mean square for an rms, from 1. That of `std_b(x)`, or of `rms_b(x)` without it, is
+    `running_var` (C,); those of all others together are `running_rest` (K, C), in the order of
+    `Formula.batch`.
 
     Statistics are taken in float32 (float64 for float64 input); the output has the input's dtype.
+    Training keeps the inputs only.
 
     Args:
         num_features: C of the input (N, C, H, W).
         activation: False leaves the affine map only (the paper's `nonlinearity=False`, appendix A).
-        formula: one of :mod:`evonorm.functional` or :mod:`evonorm.candidates`.
-        statistic: what the formula needs of the batch: "" (nothing), "var" or "mean_square". It is
-            kept as `running_var` (C,), from 1, for evaluation: biased, with the decay 1 - momentum.
+        formula: in the language of :mod:`evonorm.formula`.
         options: see :func:`evonorm.build_norm_act`.
+
+    Raises:
+        FormulaError: a broken formula.
     """
 
     def __init__(
-        self,
-        num_features: int,
-        activation: bool = True,
-        *,
-        formula: Callable[..., Tensor],
-        statistic: str = "",
-        **options: Any,
+        self, num_features: int, activation: bool = True, *, formula: str, **options: Any
     ) -> None:
-        super().__init__(num_features, activation, **options)
-        self.formula = formula
-        self.kind = KINDS.get(formula, "")
-        self.statistic = statistic if activation else ""
-        self.batch_dependent = bool(self.statistic)
-        factory = {k: options.get(k) for k in ("device", "dtype")}
-        running = torch.ones(num_features, **factory) if self.statistic else None
-        self.register_buffer("running_var", running)
+        parsed = read_formula(formula)
+        super().__init__(
+            num_features,
+            activation,
+            v=1.0 if "v1" in parsed.vectors else None,
+            v0=0.0 if "v0" in parsed.vectors else None,
+            **options,
+        )
+        self.formula = parsed
+        self.norm_act = formula
+        self.function = self.formula.function
+        self.kind = FUSED.get(self.formula, "")
+        self._batch = self.formula.batch if activation else []
+        self.batch_dependent = bool(self._batch)
+        self._has_usual = bool(self._batch) and self._batch[0].text in ("std_b(x)", "rms_b(x)")
+        rest = self._batch[self._has_usual :]
+        new = {k: options.get(k) for k in ("device", "dtype")}
+        usual = torch.ones(num_features, **new) if self._has_usual else None
+        first = [[0.0 if node.op == "mean_b" else 1.0] for node in rest]
+        self.register_buffer("running_var", usual)
+        self.register_buffer(
+            "running_rest", torch.tensor(first, **new).repeat(1, num_features) if rest else None
+        )
+
+    def trained_as(self) -> str:
+        return str(self.formula) if self.activation else "affine"
 
     def forward(
         self,
@@ -176,29 +94,38 @@ class EvoNorm(NormAct):
             bias = self.bias
         if not self.activation:
             return self.affine(x, weight, bias)
-        var = self.running_var
         if not torch.jit.is_scripting():
             if self.kind and not (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()):
                 return self._operator(x, weight, bias)
-            if self.training and self.batch_dependent:
-                var = self._batch_statistic(x)
-            return keep_inputs_only(self.evaluate, x, self.v, var, weight, bias)
-        return self.evaluate(x, self.v, var, weight, bias)
+            return self._keep_inputs_only(x, weight, bias)
+        return self.evaluate(x, self.v, self.v0, self.running_statistics(), weight, bias)
+
+    def running_statistics(self) -> list[Tensor]:
+        """Those of evaluation, (C,) each, in the order of `Formula.batch`."""
+        statistics: list[Tensor] = []
+        usual, rest = self.running_var, self.running_rest
+        if usual is not None:
+            statistics.append(usual)
+        if rest is not None:
+            statistics.extend(rest.unbind(0))
+        return statistics
 
     def evaluate(
         self,
         x: Tensor,
         v: Optional[Tensor],
-        var: Optional[Tensor],
+        v0: Optional[Tensor],
+        statistics: list[Tensor],
         weight: Optional[Tensor],
         bias: Optional[Tensor],
     ) -> Tensor:
         wide = widen(x)
         # A formula ignores what its layer lacks; x stands in, as TorchScript wants a tensor.
         v_ = wide if v is None else v[:, None, None]
-        var_ = wide if var is None else var.to(wide.dtype)[:, None, None]
-        y = self.formula(wide, v_, var_, self.num_groups, self.eps)
-        y = F.affine(y, weight, bias)
+        v0_ = wide if v0 is None else v0[:, None, None]
+        batch = [s.to(wide.dtype)[:, None, None] for s in statistics]
+        y = self.function(wide, v0_, v_, batch, self.num_groups, self.eps)
+        y = affine(y, weight, bias)
         if x.dtype == torch.float16:  # a large constant over sqrt(eps) would be infinite
             y = y.clamp(-65504, 65504)
         return y.to(x.dtype)
@@ -211,14 +138,14 @@ class EvoNorm(NormAct):
                 # PyTorch's kernel for a BatchNorm in evaluation: one pass, and so the gradients.
                 mean, var = torch.zeros_like(weight), torch.ones_like(weight)
                 return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, 0.0, False)
-        return F.affine(x, weight, bias).to(x.dtype)
+        return affine(x, weight, bias).to(x.dtype)
 
     @torch.jit.unused
     def _operator(self, x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
         var, own = self.running_var, False
         if self.training and self.batch_dependent:
             own = not synchronized(self.sync)
-            var = None if own else self._batch_statistic(x)
+            var = None if own else self._batch_statistics(x)[0]
         y, _, batch = torch.ops.evonorm.forward(
             x, self.v, var, weight, bias, self.num_groups, self.eps, self.kind
         )
@@ -227,121 +154,58 @@ class EvoNorm(NormAct):
         return y
 
     @torch.jit.unused
-    def _batch_statistic(self, x: Tensor) -> Tensor:
-        mean, var, count = batch_moments(x, self.sync)
-        if self.statistic == "mean_square":
-            var = var + mean.square()
-        share = self.momentum * count.clamp(max=1)  # nothing of an empty batch
-        track(self.running_var, var, share)
-        return var
+    def _keep_inputs_only(
+        self, x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]
+    ) -> Tensor:
+        if self.training and self.batch_dependent:
+            statistics = self._batch_statistics(x)
+        else:
+            statistics = self.running_statistics()
 
+        def evaluate(x: Tensor, *rest: Any) -> Tensor:
+            v, v0, weight, bias, *statistics = rest
+            return self.evaluate(x, v, v0, statistics, weight, bias)
 
-class EvoNorm2D(EvoNorm):
-    """EvoNorm-S0 or B0 with the call signature of the `evonorm2d` project.
+        return keep_inputs_only(evaluate, x, self.v, self.v0, weight, bias, *statistics)
 
-    Args:
-        input: C of the input (N, C, H, W).
-        non_linear: False leaves the affine map only.
-        version: "S0" or "B0".
-        efficient: S0 with x * sigmoid(x), so without v, as that project's memory-efficient swish.
-        momentum: the *decay* of the running variance, 0.9 for torch's 0.1.
-        groups: of channels, for S0.
-        training: the mode to start in.
+    @torch.jit.unused
+    def _batch_statistics(self, x: Tensor) -> list[Tensor]:
+        """What each aggregation over the batch has of x, (C,) each; the running ones follow it."""
+        found: list[Tensor] = []
+        moments: dict[Node, tuple[Tensor, Tensor, Tensor]] = {}
+        for node, inner, running in zip(
+            self._batch, self.formula.inner_functions, self.running_statistics()
+        ):
+            argument = node.inputs[0]
+            if argument not in moments:
+                moments[argument] = self._moments(inner, x, found)
+            mean, var, count = moments[argument]
+            value = {"mean_b": mean, "std_b": var}.get(node.op)
+            found.append(var + mean.square() if value is None else value)
+            share = self.momentum * count.clamp(max=1)  # nothing of an empty batch
+            track(running, found[-1], share)
+        return found
 
-    Raises:
-        ValueError: another version.
-    """
+    def _moments(self, inner: Any, x: Tensor, found: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and number of values of what an aggregation is taken of."""
+        if inner is None:
+            return batch_moments(x, self.sync)
 
-    def __init__(
-        self,
-        input: int,
-        non_linear: bool = True,
-        version: str = "S0",
-        efficient: bool = False,
-        affine: bool = True,
-        momentum: float = 0.9,
-        eps: float = 1e-5,
-        groups: int = 32,
-        training: bool = True,
-    ) -> None:
-        if version not in ("S0", "B0"):
-            raise ValueError(f"EvoNorm2D has the versions 'S0' and 'B0', not {version!r}")
-        kind = "EvoNormS1" if efficient and version == "S0" else f"EvoNorm{version}"
-        options = {"num_groups": groups, "eps": eps, "momentum": 1 - momentum, "affine": affine}
-        super().__init__(input, non_linear, **EVONORMS[kind], **options)
-        self.norm_act = kind
-        self.train(training)
+        def of_inner(x: Tensor, v: Any, v0: Any, *statistics: Tensor) -> Tensor:
+            wide = widen(x)
+            v_, v0_ = (wide if p is None else p[:, None, None] for p in (v, v0))
+            batch = [s[:, None, None] for s in statistics]
+            y = inner(wide, v0_, v_, batch, self.num_groups, self.eps)
+            mean, var, count = batch_moments(y, self.sync)
+            return torch.stack([mean, var, count.expand_as(mean)])
 
+        mean, var, count = keep_inputs_only(of_inner, x, self.v, self.v0, *found)
+        return mean, var, count[0].detach()
 
-def keep_inputs_only(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """function(*inputs), keeping nothing but the inputs for the backward pass, which repeats it.
+    def __getstate__(self) -> dict[str, Any]:
+        # Generated functions can't be pickled; the formula makes them again.
+        return {k: value for k, value in self.__dict__.items() if k != "function"}
 
-    A compiler or a tracer sees the plain function.
-    """
-    if (
-        not torch.is_grad_enabled()
-        or torch.jit.is_tracing()
-        or torch.compiler.is_compiling()
-        or not any(t is not None and t.requires_grad for t in inputs)
-    ):
-        return function(*inputs)
-    return _KeepInputsOnly.apply(function, *inputs)
-
-
-class _KeepInputsOnly(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        ctx.function = function
-        ctx.save_for_backward(*inputs)
-        return function(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        double = torch.is_grad_enabled()
-        needs = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
-            inputs = [
-                # Aliases, as an input may depend on another one (the batch variance on x).
-                t if t is None else t.view_as(t) if double else t.detach().requires_grad_(need)
-                for t, need in zip(ctx.saved_tensors, needs)
-            ]
-            y = ctx.function(*inputs)
-            wanted = [t for t, need in zip(inputs, needs) if need]
-            grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=double, allow_unused=True))
-        return (None, *(next(grads) if need else None for need in needs))
-
-
-@torch.no_grad()
-def track(running: Tensor, value: Tensor, momentum: float | Tensor) -> None:
-    """Move a running statistic by the share `momentum` of the way to `value`."""
-    if isinstance(momentum, Tensor):
-        momentum = momentum.to(running.dtype)
-    running.lerp_(value.detach().to(running.dtype), momentum)
-
-
-def _check(option: str, value: Any, possible: bool) -> None:
-    if not possible:
-        right = {"eps": "a number >= 0", "momentum": "a number in [0, 1]"}
-        raise ValueError(f"{option}={value!r} should be {right.get(option, 'an integer > 0')}")
-
-
-_VAR = {"statistic": "var"}
-# The formulas that torch.ops.evonorm has, under its names.
-KINDS = {getattr(F, f"evonorm_{kind.lower()}"): kind for kind in ops.reference.KINDS}
-# Tables 2 and 3 of the paper: what each layer is made of.
-EVONORMS: dict[str, dict[str, Any]] = {
-    "EvoNormB0": {"formula": F.evonorm_b0, "v": 1.0, **_VAR},
-    "EvoNormB1": {"formula": F.evonorm_b1, **_VAR},
-    "EvoNormB2": {"formula": F.evonorm_b2, **_VAR},
-    "EvoNormS0": {"formula": F.evonorm_s0, "v": 1.0},
-    "EvoNormS1": {"formula": F.evonorm_s1},
-    "EvoNormS2": {"formula": F.evonorm_s2},
-    "RS+rej": {"formula": F.relu_over_batch_rms, "statistic": "mean_square"},
-    "Random+rej": {"formula": F.tanh_max_tanh},
-}
-_WITH_V = (F.evonorm_b0, F.evonorm_s0)
-for _candidates, _parts in ((CANDIDATES_B, _VAR), (CANDIDATES_S, {})):
-    for _name, _formula in _candidates.items():
-        EVONORMS[_name] = {"formula": _formula, "v": 1.0 if _formula in _WITH_V else None, **_parts}
-for _name, _parts in EVONORMS.items():
-    register_norm_act(_name)(partial(EvoNorm, **_parts))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.function = self.formula.function

@@ -9,7 +9,7 @@ from detectron2.layers import get_norm
 from torch import Tensor, nn
 
 from evonorm import build_norm_act, list_norm_acts
-from evonorm.layers import NormAct
+from evonorm.base import NormAct
 
 
 def is_norm_act(norm: Any) -> bool:

@@ -19,7 +19,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .. import functional as F
+from ..aggregations import variance as variance_over
+from ..base import affine
+from ..formula import read_formula
+from ..formulas import FORMULAS
 from ..statistics import widen
 
 KINDS = ("B0", "B1", "B2", "S0", "S1", "S2")
@@ -61,7 +64,7 @@ def forward(
         batch_mean, _, var = _moments(x_, (0, 2, 3))
         batch_stats = torch.stack([batch_mean, var])
     num, den, _ = _fraction(x_, v, var, s, eps, kind)
-    y = F.affine(num / den, _wide(weight), _wide(bias))
+    y = affine(num / den, _wide(weight), _wide(bias))
     if x.dtype == torch.float16:  # a large constant over sqrt(eps) would be infinite
         y = y.clamp(-65504, 65504)
     y = y.to(x.dtype).contiguous(memory_format=_memory_format(x))
@@ -91,7 +94,7 @@ def backward(
     mean, s = stats
     batch_mean, batch_var = batch_stats if batch_stats.numel() else (None, var)
     num, den, s_ = _fraction(x_, v, batch_var, s, eps, kind)
-    du = F.affine(dy_, _wide(weight), None) / den
+    du = affine(dy_, _wide(weight), None) / den
     if kind[0] == "S":
         v_ = 1 if v is None else _wide(v)[:, None, None]
         gate = torch.sigmoid(v_ * x_)
@@ -139,10 +142,12 @@ def formula(
     """y again, in operations that can be differentiated any number of times."""
     x_ = widen(x)
     v_ = x_.new_ones(()) if v is None else _wide(v)[:, None, None]
-    if var is None:
-        var = F.variance(x_, [0, 2, 3]).flatten() if kind[0] == "B" else x_.new_ones(())
-    y = getattr(F, f"evonorm_{kind.lower()}")(x_, v_, _wide(var)[..., None, None], groups, eps)
-    return F.affine(y, weight, bias).to(x.dtype)
+    if var is None and kind[0] == "B":
+        var = variance_over(x_, [0, 2, 3]).flatten()
+    batch = [] if var is None else [_wide(var)[..., None, None]]
+    function = read_formula(FORMULAS[f"EvoNorm{kind}"]).function
+    y = function(x_, x_, v_, batch, groups, eps)
+    return affine(y, weight, bias).to(x.dtype)
 
 
 def _fraction(

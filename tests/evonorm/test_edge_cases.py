@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from evonorm import build_norm_act, list_norm_acts
-from evonorm.functional import group_std, instance_std
+from evonorm.aggregations import std_g, std_i
 from evonorm.statistics import batch_moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,7 +144,7 @@ def test_variance_of_an_offset_input(offset, bound):
     x = random(4, 64, 28, 28) + offset
     exact = x.double()
     batch_std = batch_moments(x)[1].sqrt(), batch_moments(exact)[1].sqrt()
-    instance = instance_std(x, 0.0), instance_std(exact, 0.0)
-    group = group_std(x, 32, 0.0), group_std(exact, 32, 0.0)
+    instance = std_i(x, 0.0), std_i(exact, 0.0)
+    group = std_g(x, 32, 0.0), std_g(exact, 32, 0.0)
     for std, expected in (batch_std, instance, group):
         assert ((std - expected) / expected).abs().max() < bound

@@ -60,8 +60,9 @@ def plain_formula(layer, x):
         return layer.evaluate(x, v, weight, bias)
     mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
     if isinstance(layer, EvoNorm):
-        var = x.square().mean((0, 2, 3)) if layer.statistic == "mean_square" else var
-        return layer.evaluate(x, v, var, weight, bias)
+        of_batch = {"std_b(x)": var, "rms_b(x)": x.square().mean((0, 2, 3))}
+        statistics = [of_batch[text] for text in layer.formula.batch_statistics]
+        return layer.evaluate(x, v, layer.v0, statistics, weight, bias)
     return layer.evaluate(x, v, mean, var, weight, bias)
 
 

@@ -51,21 +51,21 @@ def test_conditional_keeps_its_input_only(name):
 
 
 @pytest.mark.parametrize(
-    "name, statistics",
+    "name, more",
     [
-        ("EvoNormB0", [torch.ones(64)]),
-        ("EvoNormS0", [None]),
+        ("EvoNormB0", [None, [torch.ones(64)]]),
+        ("EvoNormS0", [None, []]),
         ("BN-Swish", [torch.zeros(64), torch.ones(64)]),
         ("GN-Swish", []),
         ("FRN", []),
     ],
 )
-def test_the_plain_formula_keeps_more(name, statistics):
+def test_the_plain_formula_keeps_more(name, more):
     """The measure above sees what a layer without its own backward pass would keep."""
     layer = build_norm_act(name, 64)
 
     def plain(x):
-        return layer.evaluate(x, layer.v, *statistics, layer.weight, layer.bias)
+        return layer.evaluate(x, layer.v, *more, layer.weight, layer.bias)
 
     assert saved_inputs(plain, activations()) > 2.5
 

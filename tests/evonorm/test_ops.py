@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evonorm import build_norm_act, functional, ops
+from evonorm import build_norm_act, formula_of, ops
 from evonorm.ops.reference import KINDS
 
 forward = torch.ops.evonorm.forward
@@ -62,11 +62,12 @@ def arguments(kind, shape, dtype=torch.float64, per_sample=False, own_var=True, 
 
 
 def formula(kind, groups, x, v, var, weight, bias):
-    """evonorm.functional, with the batch's variance where none is given."""
+    """The formula of the kind, with the batch's variance where none is given."""
     v = torch.ones(()) if v is None else v[:, None, None]
     if var is None:
         var = x.var((0, 2, 3), unbiased=False)
-    y = getattr(functional, f"evonorm_{kind.lower()}")(x, v, var[:, None, None], groups, EPS)
+    function = formula_of(f"EvoNorm{kind}").function
+    y = function(x, x, v, [var[:, None, None]], groups, EPS)
     return y * weight[..., None, None] + bias[..., None, None]
 
 

@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 
-from evonorm import build_norm_act, functional, ops
+from evonorm import build_norm_act, formula_of, ops
 from evonorm.ops.reference import KINDS
 
 pytest.importorskip("triton")
@@ -79,11 +79,12 @@ def arguments(kind, shape, dtype=torch.float32, last=False, per_sample=False, ow
 
 
 def formula(kind, groups, x, v, var, weight, bias):
-    """evonorm.functional, with the batch's variance where none is given."""
+    """The formula of the kind, with the batch's variance where none is given."""
     v = torch.ones((), device=x.device) if v is None else v[:, None, None]
     if var is None:
         var = x.var((0, 2, 3), unbiased=False)
-    y = getattr(functional, f"evonorm_{kind.lower()}")(x, v, var[:, None, None], groups, EPS)
+    function = formula_of(f"EvoNorm{kind}").function
+    y = function(x, x, v, [var[:, None, None]], groups, EPS)
     return y * weight[..., None, None] + bias[..., None, None]
 
 
