@@ -213,8 +213,10 @@ def _product(coefficient: float, above: list[Node], below: list[Node]) -> Node:
     factors, divisors = sorted(up.elements(), key=_key), sorted(down.elements(), key=_key)
     if not math.isfinite(coefficient):
         raise FormulaError("a constant of the formula is too large for a number")
-    if coefficient == 0 and all(node.nonzero for node in divisors):
-        return number(0)
+    if coefficient == 0:
+        factors = []
+        if all(node.nonzero for node in divisors):
+            return number(0)
     if coefficient < 0:
         return _negative(_product(-coefficient, factors, divisors))
     for node, following in zip(factors, factors[1:]):

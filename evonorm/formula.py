@@ -32,6 +32,7 @@ from .latex import latex
 
 _OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 _ARITY = {**FUNCTIONS, **AGGREGATIONS}
+SHOWN = 200  # characters of a formula in an error's line
 # What no name of a layer has: an input as a word of its own, a bracket, a number alone.
 _LIKE_A_FORMULA = re.compile(r"(?<![\w.])(x|v0|v1)(?!\w)|\(|^[\s\d.+-]+$")
 
@@ -126,8 +127,14 @@ def parse(text: str) -> Node:
     line = " ".join(text.split())
     try:
         return _Reader(line).read()
+    except FormulaError as error:
+        what = str(error)
     except (RecursionError, MemoryError):
-        raise FormulaError(f'"{line[:60]} ...": the formula is nested too deeply') from None
+        what = "the formula is nested too deeply"
+    except ValueError as error:  # a null character
+        what = str(error)
+    shown = line if len(line) <= SHOWN else f"{line[:SHOWN]} ..."
+    raise FormulaError(f'"{shown}": {what}')
 
 
 class _Reader:
@@ -135,20 +142,17 @@ class _Reader:
         self.text = text
 
     def read(self) -> Node:
+        if not self.text:
+            raise FormulaError("the formula is empty")
         try:
             tree = ast.parse(self.text, mode="eval")
         except SyntaxError as error:
-            at = f" at character {error.offset}" if error.offset else ""
-            raise FormulaError(f'"{self.text}": {error.msg}{at}') from None
-        except ValueError as error:  # a null character
-            raise FormulaError(f'"{self.text}": {error}') from None
-        try:
-            return self.node(tree.body)
-        except FormulaError as error:
-            if str(error).startswith('"'):
-                raise
-            shown = self.text if len(self.text) < 200 else f"{self.text[:200]} ..."
-            raise FormulaError(f'"{shown}": {error}') from None
+            if "null byte" in error.msg or "nested" in error.msg:
+                raise FormulaError(error.msg) from None
+            if not error.offset or error.offset > len(self.text):
+                raise FormulaError("the formula ends too early") from None
+            raise FormulaError(f"{error.msg} at character {error.offset}") from None
+        return self.node(tree.body)
 
     def node(self, tree: ast.expr) -> Node:
         if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
@@ -210,7 +214,7 @@ class _Reader:
         # Python counts bytes of UTF-8.
         before = self.text.encode()[: tree.col_offset].decode()
         advice = f": {advice}" if advice else ""
-        return FormulaError(f'"{self.text}": {what} at character {len(before) + 1}{advice}')
+        return FormulaError(f"{what} at character {len(before) + 1}{advice}")
 
 
 _ADVICE = "a formula has numbers, x, v0, v1, + - * /, brackets and the functions of table 1"
