@@ -52,7 +52,7 @@ class _Writer:
         if self.root.op == "number":
             result = f"torch.full_like(x, {result})"
         elif not _full(self.root):
-            result = f"({result}).expand_as(x)"
+            result = f"torch.zeros_like(x) + ({result})"  # with x's layout as well
         return [*self.written, f"return {result}"]
 
     def _needed(self, root: Node) -> list[Node]:

@@ -121,8 +121,8 @@ class EvoNorm(NormAct):
     ) -> Tensor:
         wide = widen(x)
         # A formula ignores what its layer lacks; x stands in, as TorchScript wants a tensor.
-        v_ = wide if v is None else v[:, None, None]
-        v0_ = wide if v0 is None else v0[:, None, None]
+        v_ = wide if v is None else v.to(wide.dtype)[:, None, None]
+        v0_ = wide if v0 is None else v0.to(wide.dtype)[:, None, None]
         batch = [s.to(wide.dtype)[:, None, None] for s in statistics]
         y = self.function(wide, v0_, v_, batch, self.num_groups, self.eps)
         y = affine(y, weight, bias)
@@ -193,7 +193,7 @@ class EvoNorm(NormAct):
 
         def of_inner(x: Tensor, v: Any, v0: Any, *statistics: Tensor) -> Tensor:
             wide = widen(x)
-            v_, v0_ = (wide if p is None else p[:, None, None] for p in (v, v0))
+            v_, v0_ = (wide if p is None else p.to(wide.dtype)[:, None, None] for p in (v, v0))
             batch = [s[:, None, None] for s in statistics]
             y = inner(wide, v0_, v_, batch, self.num_groups, self.eps)
             mean, var, count = batch_moments(y, self.sync)

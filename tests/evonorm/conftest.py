@@ -16,8 +16,8 @@ def random_layer():
         layer = build_norm_act(name, num_features, activation, **options)
         generator = torch.Generator().manual_seed(seed)
         for key, value in layer.state_dict().items():
-            new = torch.randn(num_features, generator=generator, dtype=torch.float64)
-            value.copy_(new.abs() + 0.5 if key == "running_var" else new)
+            new = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            value.copy_(new.abs() + 0.5 if key in ("running_var", "running_rest") else new)
         return layer
 
     return build

@@ -9,10 +9,11 @@ from torch import nn
 from evonorm import build_norm_act, list_norm_acts
 from evonorm.aggregations import std_g, std_i
 from evonorm.statistics import batch_moments
+from tests.evonorm.unnamed import UNNAMED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-every_name = pytest.mark.parametrize("name", list_norm_acts())
+every_name = pytest.mark.parametrize("name", [*list_norm_acts(), *UNNAMED])
 MODES = [(training, activation) for training in (True, False) for activation in (True, False)]
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.export import Dim
 
 from evonorm import list_norm_acts
+from tests.evonorm.unnamed import UNNAMED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -19,7 +20,7 @@ def x(*shape):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "error::torch.jit.TracerWarning")
 @pytest.mark.parametrize("activation", [True, False])
-@pytest.mark.parametrize("name", list_norm_acts())
+@pytest.mark.parametrize("name", [*list_norm_acts(), *UNNAMED])
 def test_torchscript(name, activation, random_layer):
     layer = random_layer(name, 8, activation, num_groups=4).eval()
     scripted, traced = torch.jit.script(layer), torch.jit.trace(layer, x(2, 8, 5, 4))
@@ -59,7 +60,7 @@ DYNAMO = {
     ],
 )
 def test_onnx(opset, exporter, random_layer, tmp_path):
-    cases = [(name, True) for name in list_norm_acts()]
+    cases = [(name, True) for name in (*list_norm_acts(), *UNNAMED)]
     cases += [(name, False) for name in ("EvoNormS0", "BN-ReLU", "GN-ReLU", "FRN")]
     model = EveryLayer([random_layer(n, 8, act, num_groups=4) for n, act in cases]).eval()
     outputs = [f"{name} {activation}" for name, activation in cases]
@@ -86,7 +87,7 @@ def test_onnx(opset, exporter, random_layer, tmp_path):
             )
 
 
-@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "BN-ReLU"])
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "BN-ReLU", *UNNAMED])
 def test_compile(name, random_layer):
     """As one graph, forward, backward and running variance."""
     results = []

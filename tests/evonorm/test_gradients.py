@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from evonorm import EvoNorm, build_norm_act, list_norm_acts
 from evonorm.baselines import SampleNormAct
+from tests.evonorm.unnamed import UNNAMED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +31,7 @@ def as_function(layer):
     return function, [p.detach().clone().requires_grad_() for p in parameters]
 
 
-CASES = [(n, True) for n in list_norm_acts()]
+CASES = [(n, True) for n in (*list_norm_acts(), *UNNAMED)]
 CASES += [(n, False) for n in list_norm_acts() if "/" not in n]  # an affine map for all candidates
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evonorm import build_norm_act, list_norm_acts
+from tests.evonorm.unnamed import UNNAMED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +34,7 @@ def activations(dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", list_norm_acts())
+@pytest.mark.parametrize("name", [*list_norm_acts(), *UNNAMED])
 def test_keeps_its_input_only(name, dtype):
     x = activations(dtype)
     output = int(name in IN_PLACE_RELU)
@@ -42,7 +43,7 @@ def test_keeps_its_input_only(name, dtype):
     assert 1 <= saved_inputs(build_norm_act(name, 64, activation=False), x) < 1.05
 
 
-@pytest.mark.parametrize("name", list_norm_acts())
+@pytest.mark.parametrize("name", [*list_norm_acts(), *UNNAMED])
 def test_conditional_keeps_its_input_only(name):
     affine = (torch.ones(4, 64, requires_grad=True) for _ in range(2))
     # PyTorch's BatchNorm takes no gamma per sample, so its output is kept for gamma's gradient.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from evonorm import build_norm_act, list_norm_acts
+from tests.evonorm.unnamed import UNNAMED
 
 WITH_V = {"EvoNormB0", "EvoNormS0", "EvoNormB/6", "EvoNormS/6"}
 WITH_V |= {"BN-PReLU", "BN-Swish", "GN-Swish", "FRN"}
@@ -34,7 +35,7 @@ def test_keys_shapes_and_first_values(name):
     assert affine == {"weight", "bias"} | running
 
 
-@pytest.mark.parametrize("name", list_norm_acts())
+@pytest.mark.parametrize("name", [*list_norm_acts(), *UNNAMED])
 def test_copies(name, random_layer):
     layer = random_layer(name, 8)
     x = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0))

@@ -17,6 +17,10 @@ import torch.distributed as dist
 from evonorm import build_norm_act
 
 NAMES = ["EvoNormB0", "EvoNormB1", "EvoNormB2", "RS+rej", "BN-ReLU", "BN-Swish"]
+NAMES += [
+    "x / max(std_b(x), rms_b(tanh(x)) + abs(v0))",
+    "tanh(x) * std_b(x - mean_b(abs(x))) + mean_c(x)",
+]
 SPLITS = [2, 3, 4]  # how many of the four samples rank 0 has
 CASES = [(name, split) for name in NAMES for split in SPLITS]
 
