@@ -47,8 +47,8 @@ def convert(model: nn.Module, name: str, **options: Any) -> list[Swap]:
 
     Args:
         model: such as torchvision's ResNet, MobileNetV2, MNASNet and EfficientNet.
-        name: one of :func:`evonorm.list_norm_acts`.
-        options: see :func:`evonorm.build_norm_act`.
+        name: one of :func:`evonorm.list_norm_acts`, or a formula.
+        options: see :func:`evonorm.build_norm_act`; `linear` among them.
 
     Returns:
         what was swapped, in the order of the model's modules.
