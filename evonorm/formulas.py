@@ -1,6 +1,6 @@
 """The paper's layers as formulas, to be read beside its tables 2 and 3 and appendix B.
 
-:mod:`evonorm.formula` describes the language. gamma and beta follow each formula. A layer of the B
+evonorm/formula.py describes the language. gamma and beta follow each formula. A layer of the B
 series takes statistics of the batch, one of the S series does not.
 """
 
