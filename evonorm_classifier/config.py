@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from evonorm import list_norm_acts
+from evonorm import check_linear, check_norm_act
 from evonorm_gan.config import CONFIG_ERRORS
 from evonorm_runs.errors import UserError, user_errors
 
@@ -24,7 +24,8 @@ def get_cfg() -> CfgNode:
 
     c.MODEL = CfgNode()
     c.MODEL.NAME = "preact_resnet50"  # one of MODELS
-    c.MODEL.NORM = "BN-ReLU"  # the norm-act of all sites; one of evonorm.list_norm_acts()
+    c.MODEL.NORM = "BN-ReLU"  # the norm-act of all sites: a name or a formula
+    c.MODEL.LINEAR = ""  # where no activation follows: see evonorm.build_norm_act
     c.MODEL.NUM_GROUPS = 0  # 0: the layer's own default, 32 as in the paper
     c.MODEL.WIDTH = 1.0  # multiplies the numbers of channels
 
@@ -82,13 +83,16 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
 def _check(cfg: CfgNode) -> None:
     choices = {
         "MODEL.NAME": MODELS,
-        "MODEL.NORM": tuple(list_norm_acts()),
         "DATA.NAME": ("digits", "folder"),
         "SOLVER.SCHEDULE": ("multistep", "cosine"),
     }
     for key, known in choices.items():
         if _value(cfg, key) not in known:
             raise UserError(f"{key} is {_value(cfg, key)!r}; known are {', '.join(known)}")
+    with user_errors(ValueError, prefix="MODEL.NORM: "):
+        check_norm_act(cfg.MODEL.NORM)
+    with user_errors(ValueError, prefix="MODEL.LINEAR: "):
+        check_linear(cfg.MODEL.LINEAR)
     counts = ("IMS_PER_WORKER", "WORKERS", "REFERENCE_BATCH", "BASE_LR", "EPOCHS")
     positive = [f"SOLVER.{key}" for key in counts]
     for key in (*positive, "MODEL.WIDTH", "INPUT.SIZE", "TEST.BATCH_SIZE"):

@@ -26,6 +26,7 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
     """
     model = MODELS[cfg.MODEL.NAME](num_classes, cfg.MODEL.WIDTH, cfg.INPUT.SIZE)
     options = {"num_groups": cfg.MODEL.NUM_GROUPS} if cfg.MODEL.NUM_GROUPS else {}
+    options["linear"] = cfg.MODEL.LINEAR
     with user_errors(ValueError, TypeError, prefix="MODEL: "):
         convert(model, cfg.MODEL.NORM, **options)
     return model

@@ -9,7 +9,7 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from evonorm import list_norm_acts
+from evonorm import check_norm_act
 from evonorm_runs.errors import UserError, user_errors
 
 # What fvcore, yacs and PyYAML raise for a wrong key, type or file.
@@ -124,7 +124,6 @@ def norm_options(cfg: CfgNode) -> dict[str, Any]:
 def _check(cfg: CfgNode) -> None:
     choices = {
         "MODEL.RESOLUTION": (32, 64, 128, 256, 512),
-        "MODEL.NORM": tuple(list_norm_acts()),
         "SOLVER.AMP": ("", "bf16", "fp16"),
         "TEST.EXTRACTOR": ("inception-v3-compat", "digits"),
     }
@@ -132,6 +131,8 @@ def _check(cfg: CfgNode) -> None:
         value = _value(cfg, key)
         if value not in known:
             raise UserError(f"{key} is {value!r}; known are {', '.join(map(repr, known))}")
+    with user_errors(ValueError, prefix="MODEL.NORM: "):
+        check_norm_act(cfg.MODEL.NORM)
     counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "KEEP")
     positive = [f"SOLVER.{key}" for key in (*counts, "LR_G", "LR_D")]
     positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH")]

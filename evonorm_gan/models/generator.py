@@ -61,7 +61,7 @@ class Generator(nn.Module):
         resolution: 32, 64, 128, 256 or 512.
         ch: the width; 128 in the paper.
         num_classes: of the labels y.
-        norm: the norm-act of all sites, one of :func:`evonorm.list_norm_acts`.
+        norm: the norm-act of all sites: a name or a formula.
         norm_options: for :func:`evonorm.build_norm_act`; the layers' own defaults if None. The
             paper's are in :func:`evonorm_gan.config.norm_options`.
         dim_z: length of z.

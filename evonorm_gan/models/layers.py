@@ -92,7 +92,7 @@ class ConditionalNormAct(nn.Module):
     """A norm-act with gamma(c) = 1 + W_gamma c and beta(c) = W_beta c; no activation follows.
 
     Args:
-        norm: one of :func:`evonorm.list_norm_acts`.
+        norm: a name or a formula, as :func:`evonorm.build_norm_act` takes.
         num_features: C of the input (N, C, H, W).
         dim_c: length of the condition c (N, dim_c).
         options: see :func:`evonorm.build_norm_act`.

@@ -132,7 +132,11 @@ def test_the_readmes_table_of_norms_is_included(site):
 def test_the_api_is_what_the_docstrings_say(site):
     text = text_of(site / "api" / "evonorm.html")
     assert "build_norm_act" in text and "Build normalization and activation as one layer." in text
-    assert "Parameters:" in text and "Raises:" in text and "unknown name, broken formula, impossible value" in text
+    assert (
+        "Parameters:" in text
+        and "Raises:" in text
+        and "unknown name, broken formula, impossible value" in text
+    )
     assert '"EvoNormS0": "x * sigmoid(v1 * x) / std_g(x)"' in text  # the table of formulas
 
 

@@ -335,7 +335,10 @@ class TestWhatGoesWrong:
         "overrides, expected",
         [
             (("MODEL.NAME", "resnet9000"), "MODEL.NAME is 'resnet9000'; known are preact_resnet8,"),
-            (("MODEL.NORM", "EvoNormX0"), "MODEL.NORM is 'EvoNormX0'; known are EvoNormB0,"),
+            (
+                ("MODEL.NORM", "EvoNormX0"),
+                "MODEL.NORM: unknown norm-act 'EvoNormX0': did you mean 'EvoNorm",
+            ),
             (("SOLVER.SCHEDULE", "steps"), "SOLVER.SCHEDULE is 'steps'; known are multistep, cos"),
             (("SOLVER.WORKERS", 0), "SOLVER.WORKERS is 0, but should be more than 0"),
             (("SOLVER.MOMENTUM", 1.0), r"SOLVER.MOMENTUM is 1.0, but should be in \[0, 1\)"),
@@ -363,3 +366,24 @@ def test_configs_build_their_models(file):
     groups = {m.num_groups for m in model.modules() if hasattr(m, "norm_act")}
     assert max(groups) == (cfg.MODEL.NUM_GROUPS or 32)
     assert cfg.SOLVER.WARMUP_EPOCHS < cfg.SOLVER.EPOCHS
+
+
+def test_a_formula_trains_as_the_layer_of_its_name(tiny_cfg, noise, tmp_path):
+    states = []
+    for i, norm in enumerate(("EvoNormB0", "x / max(v1 * x + std_i(x), std_b(x))")):
+        train(tiny_cfg("MODEL.NORM", norm, "OUTPUT_DIR", tmp_path / str(i)))
+        states.append(torch.load(tmp_path / str(i) / "checkpoint.pth", weights_only=True)["model"])
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_linear_norms_where_no_activation_follows(tiny_cfg):
+    overrides = "MODEL.NAME", "mobilenet_v2", "MODEL.NORM", "EvoNormS0"
+    plain, normed = (
+        build_model(tiny_cfg(*overrides, "MODEL.LINEAR", linear), 10) for linear in ("", "GN")
+    )
+    places = [path for path, m in plain.named_modules() if getattr(m, "activation", True) is False]
+    assert len(places) > 10
+    assert {normed.get_submodule(path).trained_as() for path in places} == {"GN"}
+    with pytest.raises(UserError, match="^MODEL.LINEAR: linear='relu' should be"):
+        tiny_cfg("MODEL.LINEAR", "relu")

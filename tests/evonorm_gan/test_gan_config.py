@@ -56,7 +56,10 @@ def test_the_papers_setting():
 @pytest.mark.parametrize(
     "overrides, line",
     [
-        (("MODEL.NORM", "EvoNormS9"), "MODEL.NORM is 'EvoNormS9'; known are"),
+        (
+            ("MODEL.NORM", "EvoNormS9"),
+            "MODEL.NORM: unknown norm-act 'EvoNormS9': did you mean 'EvoNorm",
+        ),
         (("MODEL.WIDTH", 3), "Non-existent key: MODEL.WIDTH"),
         (("SOLVER.LR_G",), "odd length"),
         (("SOLVER.LR_G", "fast"), "Type mismatch"),

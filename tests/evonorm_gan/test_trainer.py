@@ -350,3 +350,23 @@ class TestFiles:
         run = Run(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
         counted = [sum(p.numel() for p in x.network.parameters()) for x in (run.G, run.D)]
         assert all(f"{n:,}" in str(run) for n in counted)
+
+
+def test_a_formula_trains_as_the_layer_of_its_name(tiny_cfg, tmp_path, equal):
+    networks = []
+    for i, norm in enumerate(("EvoNormS0", "sigmoid(v1 * x) * x / std_g(x)")):
+        cfg = tiny_cfg("MODEL.NORM", norm, "OUTPUT_DIR", tmp_path / str(i))
+        train(cfg)
+        last = checkpoint.find_checkpoint(tmp_path / str(i))
+        networks.append(checkpoint.load_checkpoint(last)["generator"])
+    assert equal(dict(networks[0]), dict(networks[1]))
+
+
+def test_a_formula_of_ones_own_trains_and_goes_on(tiny_cfg):
+    cfg = "MODEL.NORM", "tanh(x) / rms_b(x - mean_b(x)) + v0"
+    train(tiny_cfg(*cfg, "SOLVER.MAX_ITER", 2))
+    train(tiny_cfg(*cfg), resume=True)
+    G = checkpoint.load_generator(tiny_cfg(*cfg).OUTPUT_DIR)[0]
+    assert G.blocks[0].norms[0].norm.running_rest.shape[0] == 2
+    with pytest.raises(UserError, match=r"MODEL.NORM 'EvoNormS0' \(was 'tanh\(x\) / rms_b"):
+        train(tiny_cfg("MODEL.NORM", "EvoNormS0"), resume=True)

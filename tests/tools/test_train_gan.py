@@ -103,7 +103,10 @@ def main(monkeypatch):
     "arguments, line",
     [
         (["--config-file", "absent.yaml"], "absent.yaml: "),
-        (["--config-file", CONFIG, "MODEL.NORM", "EvoNormS9"], "MODEL.NORM is 'EvoNormS9'"),
+        (
+            ["--config-file", CONFIG, "MODEL.NORM", "EvoNormS9"],
+            "MODEL.NORM: unknown norm-act 'EvoNormS9': did you mean 'EvoNorm",
+        ),
         (["--config-file", CONFIG, "MODEL.NUM_CLASSES", 7], "7"),
         (["--config-file", CONFIG, "DATA.NAME", "", "DATA.ROOT", "absent"], "absent"),
         (["--config-file", CONFIG, "SOLVER.ACCUMULATE", 3], "SOLVER.ACCUMULATE 3"),
