@@ -2,7 +2,7 @@
 
 Detectron2 calls :func:`setup_environment` when it is imported. Its own `train_net.py`, demo and
 `DefaultPredictor` then take our config keys, resolve each config before they build its model, and
-spare norm-acts the weight decay. This is the only place that changes anything of Detectron2's.
+apply no weight decay to norm-acts. Only this module changes anything in Detectron2.
 """
 
 from __future__ import annotations

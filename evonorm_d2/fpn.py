@@ -19,11 +19,11 @@ class NormActFPN(FPN):
     """`FPN` with any norm-act, in its form without activation, after lateral and output convs.
 
     Args:
-        norm: the name of a norm-act, a :class:`Norm`, or what `FPN` takes.
-        pad_to: pad each batch to multiples of this size (pixels), so to squares where no image is
-            larger. The paper's code base pads to 1024x1024 always, and the padding is part of the
-            statistics. 0 pads as little as possible.
-        others: as `FPN`'s.
+        norm: the name of a norm-act or its formula, a :class:`Norm`, or what `FPN` takes.
+        pad_to: pad each batch to multiples of this size in pixels, which gives squares if no image
+            is larger. The paper's code base always pads to 1024x1024, and the padding is part of
+            the statistics. 0 pads as little as possible.
+        others: those of `FPN`.
 
     Raises:
         ValueError: `pad_to` is no multiple of the largest stride.
@@ -49,7 +49,7 @@ def build_norm_act_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
 
 @BACKBONE_REGISTRY.register()
 def build_norm_act_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """`build_retinanet_resnet_fpn_backbone` likewise."""
+    """`build_retinanet_resnet_fpn_backbone` for any norm-act in the same two keys."""
     bottom_up = build_norm_act_resnet_backbone(cfg, input_shape)
     channels = bottom_up.output_shape()["res5"].channels
     return _build(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

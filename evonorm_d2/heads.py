@@ -1,4 +1,4 @@
-"""Heads that take any norm-act: Detectron2's, less the ReLU that would follow an EvoNorm."""
+"""Detectron2's heads for any norm-act, without the ReLU that would follow it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from .norm import Norm, as_norm, drop_relu, is_norm_act, level_norm, norm_from_c
 
 
 class _NormActConvs:
-    """Common to the RoI heads below; their fcs and deconv have no norm, like the stock heads'.
+    """What the RoI heads below share. Their fcs and deconv have no norm, as in the stock heads.
 
     Args:
         input_shape: of the pooled features.
-        conv_norm: the name of a norm-act, a :class:`Norm`, or what the stock head takes.
-        others: as the stock head's.
+        conv_norm: the name of a norm-act or its formula, a :class:`Norm`, or what the stock head
+            takes.
+        others: those of the stock head.
     """
 
     @configurable
@@ -59,9 +60,11 @@ class NormActRPNHead(StandardRPNHead):
     """`StandardRPNHead` with a norm, `MODEL.RPN.NORM`, after each hidden conv (with its bias).
 
     Args:
-        norm: the name of a norm-act, a :class:`Norm`, or what Detectron2's `get_norm` takes.
-        num_levels: of features; a norm that depends on the batch has statistics for each.
-        others: as the stock head's.
+        norm: the name of a norm-act or its formula, a :class:`Norm`, or what Detectron2's
+            `get_norm` takes.
+        num_levels: how many feature levels there are. A norm that depends on the batch has
+            statistics for each of them.
+        others: those of the stock head.
     """
 
     @configurable
@@ -81,12 +84,12 @@ class NormActRPNHead(StandardRPNHead):
 
 
 class NormActRetinaNetHead(RetinaNetHead):
-    """`RetinaNetHead` with any norm-act; statistics per level if they depend on the batch.
+    """`RetinaNetHead` with any norm-act, which has statistics per level if it depends on the batch.
 
     Args:
         input_shape: of each feature level.
-        norm: as :class:`NormActRPNHead`'s.
-        others: as the stock head's.
+        norm: as in :class:`NormActRPNHead`.
+        others: those of the stock head.
     """
 
     @configurable
@@ -114,7 +117,7 @@ class NormActRetinaNet(RetinaNet):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         if not is_norm_act(cfg.MODEL.RETINANET.NORM):
             return super().from_config(cfg)
-        # RetinaNet names its head's class itself: let it build one without norm, then replace it.
+        # RetinaNet names the class of its head itself. It builds one without norm, to be replaced.
         without = cfg.clone()
         without.defrost()
         without.MODEL.RETINANET.NORM = ""
@@ -130,8 +133,8 @@ class NormActSemSegFPNHead(SemSegFPNHead):
 
     Args:
         input_shape: of the features by name.
-        norm: as :class:`NormActConvFCHead`'s `conv_norm`.
-        others: as the stock head's.
+        norm: as `conv_norm` of :class:`NormActConvFCHead`.
+        others: those of the stock head.
     """
 
     @configurable
@@ -139,7 +142,7 @@ class NormActSemSegFPNHead(SemSegFPNHead):
         self, input_shape: dict[str, ShapeSpec], *, norm: Any = None, **kwargs: Any
     ) -> None:
         norm = as_norm(norm)
-        # By name: the DictConfig of a LazyConfig, given first, would pass for a whole config.
+        # As the first argument, the DictConfig of a LazyConfig would be taken for a whole config.
         super().__init__(input_shape=input_shape, norm=norm, **kwargs)
         for head in self.scale_heads:
             for layer in head:

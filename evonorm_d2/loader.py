@@ -1,4 +1,4 @@
-"""Images and annotations for training and evaluation; whatever is wrong with one names its file."""
+"""Images and annotations for training and evaluation. An error names the file that is wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from evonorm_runs.errors import UserError, one_line, user_errors
 
-# Metadata of Detectron2's data sets that are paths.
+# The paths among the metadata of Detectron2's data sets.
 _PATHS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")
 _DATA_ERRORS = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError)
 
@@ -36,9 +36,9 @@ class TrainLoader:
     """Detectron2's training loader, which can start at any batch.
 
     The order of the images is a function of the sampler's seed, which is the state to checkpoint.
-    Starting at batch n then gives what an uninterrupted loader gives as its n-th batch, exactly if
-    no worker processes are used (DATALOADER.NUM_WORKERS 0) and all images are either landscape or
-    not, or DATALOADER.ASPECT_RATIO_GROUPING is False: the grouping holds images back.
+    A loader that starts at batch n gives what an uninterrupted one gives as its n-th batch. This is
+    exact if there are no worker processes (DATALOADER.NUM_WORKERS 0) and no grouping holds images
+    back, so if DATALOADER.ASPECT_RATIO_GROUPING is False, or all images or none are landscape.
 
     Raises:
         UserError: a data set that can't be loaded.
@@ -49,7 +49,7 @@ class TrainLoader:
         mapper = Mapper(cfg, True, **lsj_arguments(cfg))
         with _loading(cfg.DATASETS.TRAIN):
             self._arguments = build_detection_train_loader.from_config(cfg, mapper=mapper)
-        # Serialized, as Detectron2 does later on: the list is large, and workers would copy it.
+        # Serialized as Detectron2 does later on, since workers would copy the large list.
         self._arguments["dataset"] = DatasetFromList(self._arguments["dataset"], copy=False)
 
     def state_dict(self) -> dict[str, int]:
@@ -58,7 +58,8 @@ class TrainLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._arguments["sampler"]._seed = state["seed"]
 
-    # Generators, thus lazy: Detectron2 0.6 calls iter() before it loads a checkpoint.
+    # A generator starts at its first item, and Detectron2 0.6 calls iter() before it loads a
+    # checkpoint.
 
     def __iter__(self) -> Iterator[list[dict]]:
         yield from self.batches(self.start)
@@ -71,7 +72,7 @@ class TrainLoader:
         )
         loader = build_detection_train_loader(**{**self._arguments, "sampler": sampler})
         workers = loader if isinstance(loader, DataLoader) else loader.dataset
-        # Its workers' seeds must not come from the global generator: each start would move it.
+        # The workers' seeds must not come from the global generator, which each start would move.
         workers.generator = torch.Generator().manual_seed((torch.initial_seed() + start) % 2**63)
         yield from loader
 
@@ -87,7 +88,7 @@ class _From(Sampler):
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's mapper, naming the image where one is missing or broken."""
+    """Detectron2's mapper. An error names the image that is missing or broken."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         # SyntaxError is what Pillow raises for some broken PNGs.
@@ -116,7 +117,7 @@ def lsj_arguments(cfg: CfgNode) -> dict[str, Any]:
     if not lsj.ENABLED:
         return {}
     if cfg.INPUT.CROP.ENABLED:
-        raise ValueError("INPUT.CROP and INPUT.LSJ both crop: enable one of them")
+        raise ValueError("INPUT.CROP and INPUT.LSJ both crop: enable only one of them")
     crop = T.FixedSizeCrop((lsj.SIZE, lsj.SIZE))
     if cfg.INPUT.MASK_FORMAT == "bitmask":
         crop.seg_pad_value = 0  # 255 means "ignored" in a semantic map, but "inside" in a bitmask
@@ -137,7 +138,7 @@ def check_data(names: Sequence[str]) -> None:
         for path in filter(None, map(metadata.get, _PATHS)):
             if not PathManager.exists(path):
                 with user_errors(OSError):
-                    DatasetCatalog.get(name)  # may know more: how to make the data set
+                    DatasetCatalog.get(name)  # its error may say how to make the data set
                 raise UserError(f"{name}: {path} does not exist")
 
 

@@ -1,8 +1,8 @@
-"""Mask R-CNN as the paper's code base lays it out, found by matching table 4's Params column.
+"""Mask R-CNN in the layout of the paper's code base, found by matching the Params of its table 4.
 
-Beside Detectron2's layout it has a norm in the RPN, after the box head's fc and after the mask
-head's deconv, P6 from a strided conv, FPN norms on P2 to P6 only, biases beside norms, and outputs
-for the background in box regression and masks.
+It differs from Detectron2's layout in this: the RPN, the box head's fc and the mask head's deconv
+have norms, P6 comes from a strided conv, the FPN has norms on P2 to P6 only, convs with a norm have
+a bias too, and box regression and masks have outputs for the background.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .resnet import build_norm_act_resnet_backbone
 
 
 def _renamed(method: Any, name: str) -> Any:
-    """A copy of an inherited method, to be called in its stead: TorchScript knows no super()."""
+    """A copy of an inherited method with a name of its own, as TorchScript knows no super()."""
     return FunctionType(method.__code__, method.__globals__, name)
 
 
@@ -56,8 +56,9 @@ class PaperFPN(NormActFPN):
     """FPN whose convs have biases and no norm; a norm without activation on each of P2 to P6.
 
     Args:
-        bottom_up, in_features, out_channels, others: as `FPN`'s.
-        norm: the name of a norm-act, a :class:`Norm`, or what Detectron2's `get_norm` takes.
+        bottom_up, in_features, out_channels, others: those of `FPN`.
+        norm: the name of a norm-act or its formula, a :class:`Norm`, or what Detectron2's
+            `get_norm` takes.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class PaperRPNHead(NormActRPNHead):
 
 
 def _add_norms(convs: list[nn.Module], norm: Any) -> None:
-    """Norms for convs that were built without, and so with a bias."""
+    """Give norms to convs that were built without one, and therefore have a bias."""
     for conv in convs:
         conv.norm = get_norm(norm, conv.out_channels)
         drop_relu(conv, norm)
@@ -174,9 +175,9 @@ class PaperOutputLayers(FastRCNNOutputLayers):
     """Box predictor that regresses a box for the background as well, which nothing reads.
 
     Args:
-        used_classes: how many of the foreground classes the data set has. COCO's 80 lie among the
-            paper's 90 outputs; the rest never have an example and are not predicted.
-        others: as `FastRCNNOutputLayers`'.
+        used_classes: how many of the foreground classes the data set has. The paper has 90 outputs
+            for COCO's 80 classes; the others never have an example and are not predicted.
+        others: those of `FastRCNNOutputLayers`.
     """
 
     @configurable

@@ -1,4 +1,4 @@
-"""ResNet whose blocks take any norm-act: no ReLU after it, no activation before an addition."""
+"""ResNet for any norm-act, with no ReLU after it and no activation before an addition."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ BLOCKS_PER_STAGE = {
 
 
 class _NormActBlock:
-    """Common to the residual blocks below: `relu` follows a norm, unless that is a norm-act.
+    """What the residual blocks below share. `relu` follows a norm, unless that is a norm-act.
 
     Args:
-        norm: the name of a norm-act, a :class:`Norm`, or what Detectron2's `get_norm` takes.
-        zero_init_last: let the last norm's weight start at 0.
-        others: as the stock block's.
+        norm: the name of a norm-act or its formula, a :class:`Norm`, or what Detectron2's
+            `get_norm` takes.
+        zero_init_last: whether the weight of the last norm starts at 0.
+        others: those of the stock block.
     """
 
     last = "conv3"
@@ -75,7 +76,8 @@ class NormActStem(BasicStem):
 
     Args:
         in_channels, out_channels: of the 7x7 conv.
-        norm: the name of a norm-act, a :class:`Norm`, or what Detectron2's `get_norm` takes.
+        norm: the name of a norm-act or its formula, a :class:`Norm`, or what Detectron2's
+            `get_norm` takes.
     """
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Any = "BN") -> None:
@@ -94,7 +96,7 @@ class NormActStem(BasicStem):
 
 
 class NormActBasicBlock(_NormActBlock, BasicBlock):
-    """`BasicBlock` with any norm-act after conv1, its affine form after conv2 and the shortcut."""
+    """`BasicBlock` with any norm-act after conv1, without activation after conv2 and shortcut."""
 
     last = "conv2"
 
@@ -105,7 +107,7 @@ class NormActBasicBlock(_NormActBlock, BasicBlock):
 
 
 class NormActBottleneckBlock(_NormActBlock, BottleneckBlock):
-    """`BottleneckBlock` with any norm-act after conv1 and conv2, its affine form elsewhere."""
+    """`BottleneckBlock` with any norm-act after conv1 and conv2, elsewhere without activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.conv1(x))
@@ -116,7 +118,7 @@ class NormActBottleneckBlock(_NormActBlock, BottleneckBlock):
 
 
 class NormActDeformBottleneckBlock(_NormActBlock, DeformBottleneckBlock):
-    """`DeformBottleneckBlock` likewise; the norm of conv2 runs inside the deformable conv."""
+    """`DeformBottleneckBlock` in the same way. The deformable conv2 applies its norm itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.conv1(x))
@@ -143,7 +145,7 @@ def build_norm_act_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResN
     zero_init_last = "EVONORM" in cfg.MODEL and cfg.MODEL.EVONORM.ZERO_INIT_LAST
     basic = node.DEPTH in (18, 34)
     _check_resnet(node, basic)
-    # In Detectron2's order, so that a seed gives the same weights.
+    # The modules are built in Detectron2's order, so that a seed gives the same weights.
     stem = NormActStem(input_shape.channels, node.STEM_OUT_CHANNELS, norm)
     stages = []
     in_channels, out_channels = node.STEM_OUT_CHANNELS, node.RES2_OUT_CHANNELS

@@ -1,4 +1,4 @@
-"""Weight decay of norm-acts: Detectron2 knows norms by a fixed list of classes, without ours."""
+"""Weight decay of norm-acts. Detectron2 knows norms by a fixed list of classes without ours."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .norm import norm_acts
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD, with `SOLVER.WEIGHT_DECAY_NORM` (0 by default) for norm-acts as well.
 
-    The authors decay kernels only. `SOLVER.WEIGHT_DECAY_BIAS`, if set, holds for biases, as it
-    does for those of Detectron2's own norms.
+    The authors apply weight decay to kernels only. `SOLVER.WEIGHT_DECAY_BIAS`, if it is set, holds
+    for the biases of norm-acts as for those of Detectron2's own norms.
     """
     optimizer = stock.build_optimizer(cfg, model)
     weight_decay = cfg.SOLVER.WEIGHT_DECAY_NORM
@@ -32,7 +32,7 @@ def set_norm_act_weight_decay(
 ) -> None:
     """Move the norm-acts' parameters to groups of their own with this weight decay, in place.
 
-    To be called before the learning-rate scheduler is built; also serves a LazyConfig's optimizer.
+    Call it before the learning-rate scheduler is built. It also serves a LazyConfig's optimizer.
 
     Args:
         with_bias: whether `bias` is included.

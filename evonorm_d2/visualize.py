@@ -1,4 +1,4 @@
-"""A sheet of predictions beside ground truth, from the folder of a run."""
+"""A sheet of ground truth and predictions, from the folder of a run."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def draw_sheet(run: Path, num: int = 8, score_threshold: float = 0.5) -> Tensor:
     """
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not the folder of a run, as it has no config.yaml")
-    cfg = load_config(
-        str(run / "config.yaml"), ("MODEL.DEVICE", "cpu")
-    )  # the run may have had a GPU
+    # The run may have had a GPU.
+    cfg = load_config(str(run / "config.yaml"), ("MODEL.DEVICE", "cpu"))
     if not cfg.DATASETS.TEST:
         raise UserError(f"{run / 'config.yaml'}: DATASETS.TEST is empty")
     name = cfg.DATASETS.TEST[0]
@@ -58,7 +57,7 @@ def draw_sheet(run: Path, num: int = 8, score_threshold: float = 0.5) -> Tensor:
     predictions = _read_predictions(results, score_threshold)
     images = DatasetCatalog.get(name)[:num]
     with kept_random_state():
-        np.random.seed(0)  # the visualizer draws its colours from this generator
+        np.random.seed(0)  # for the visualizer's colours
         pictures = [
             picture
             for image in images

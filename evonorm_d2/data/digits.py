@@ -37,12 +37,17 @@ def default_folder() -> Path:
 def write_digits(
     folder: str | os.PathLike, train: int = 1200, val: int = 200, size: int = 128, seed: int = 0
 ) -> bool:
-    """Write `train` + `val` scenes of size x size pixels to `folder`; same seed, same bytes.
+    """Write `train` + `val` scenes of size x size pixels to `folder`.
 
-    Image i of a split depends on size, seed, split and i only, so a larger set begins with the
-    smaller one. The folder appears whole or not at all. Returns False, having done nothing, if it
-    is there already. Raises FileExistsError if the folder holds anything else, ValueError for a
-    bad argument.
+    The same seed gives the same bytes. Image i of a split depends only on size, seed, split and i,
+    so that a larger set begins with the smaller one. The folder appears whole or not at all.
+
+    Returns:
+        False if the data set is there already, in which case nothing is done.
+
+    Raises:
+        FileExistsError: the folder holds anything else.
+        ValueError: a bad argument.
     """
     counts = {"train": train, "val": val}
     for name, value, least in (*((s, counts[s], 1) for s in SPLITS), ("size", size, 64)):
@@ -52,7 +57,7 @@ def write_digits(
         raise ValueError(f"seed must not be negative, got {seed}")
     folder = Path(folder)
     arguments = {"version": VERSION, **counts, "size": size, "seed": seed, "style": asdict(STYLE)}
-    arguments = json.loads(json.dumps(arguments))  # as it reads back: lists for tuples
+    arguments = json.loads(json.dumps(arguments))  # as they are read back, with lists for tuples
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if all(_arguments_of(folder, split) == arguments for split in SPLITS):
             return False
@@ -75,12 +80,15 @@ def write_digits(
 def register_digits(root: str | os.PathLike | None = None) -> None:
     """Register `digits_train` and `digits_val` with Detectron2.
 
-    `root` is the folder that holds `digits`, by default as for Detectron2's own data sets the
-    environment's DETECTRON2_DATASETS or `datasets`. It need not exist before the data is loaded,
-    which then raises a FileNotFoundError that names the command to make it. Called again, a named
-    root replaces the earlier one and the default changes nothing.
+    It may be called before the data exists. Loading data that does not exist raises a
+    FileNotFoundError that names the command to make it. In a second call a named root replaces the
+    earlier one, and the default changes nothing.
+
+    Args:
+        root: the folder that holds `digits`. By default, as for Detectron2's own data sets, it is
+            the environment's DETECTRON2_DATASETS, or else `datasets`.
     """
-    from detectron2.data import DatasetCatalog, MetadataCatalog  # making the data does not need it
+    from detectron2.data import DatasetCatalog, MetadataCatalog  # not needed to make the data
 
     if root is None and all(f"digits_{split}" in DatasetCatalog for split in SPLITS):
         return

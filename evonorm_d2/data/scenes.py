@@ -49,7 +49,7 @@ def load_scans(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for "val", whatever the seed, so no training set ever holds a validation digit."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    from sklearn.datasets import load_digits  # slow to import, and only making the data needs it
+    from sklearn.datasets import load_digits  # slow to import, and needed only to make the data
 
     digits = load_digits()
     rank = np.empty(len(digits.target), dtype=int)  # of each scan within its class
@@ -78,7 +78,7 @@ def draw_scene(
         alpha = _warp(rng, images[pick], size)
         ink = _colour(rng, luminance + rng.uniform(*STYLE.contrast), STYLE.tint)
         place = _place(rng, alpha, size, digits)
-        if place is None:  # left out whole: no ink is ever without its annotation
+        if place is None:  # the digit is left out whole, as all ink has an annotation
             continue
         window, mask = place
         for digit in digits:
@@ -104,8 +104,8 @@ def _warp(rng: np.random.Generator, scan: np.ndarray, size: int) -> np.ndarray:
     backward = np.linalg.inv(forward)
     offset = (np.array(scan.shape) - 1) / 2 - backward @ np.full(2, (side - 1) / 2)
     ink = ndimage.affine_transform(scan, backward, offset, output_shape=(side, side), order=3)
-    # The contour is where ink is 0.4; the steeper the larger the digit, so that the edge of
-    # every digit is soft over two or three pixels.
+    # The contour is where the ink is 0.4. It is steeper in larger digits, so that the edge of every
+    # digit is soft over two or three pixels.
     alpha = (0.5 + (ink - 0.4) * pixels / 2).clip(0, 1)
     ys, xs = np.nonzero(alpha)
     return alpha[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
