@@ -44,7 +44,7 @@ class Norm:
 
     def __call__(self, channels: int) -> nn.Module:
         layer = build_norm_act(self.name, channels, self.activation, **self.options)
-        layer.register_load_state_dict_pre_hook(_refuse_foreign)
+        layer.refuse_unknown = True  # such weights are mostly BatchNorm's here
         return layer
 
     def without_activation(self) -> Norm:
@@ -134,18 +134,3 @@ def freeze_norm_acts(module: nn.Module) -> None:
         layer.requires_grad_(False)
         if isinstance(layer, NormAct):
             layer.freeze()
-
-
-def _refuse_foreign(layer: nn.Module, state_dict: dict, prefix: str, local: dict, *_: Any) -> None:
-    """A layer without v can't tell another norm's weights by their names, but by who wrote them."""
-    ambiguous = isinstance(layer, NormAct) and layer.v is None and not layer.like_torch
-    if not ambiguous or prefix + "weight" not in state_dict:
-        return
-    version = local.get("version")
-    # Where v elsewhere shows whose weights they are, the writer need not say so here as well.
-    if version != layer._version and (layer.activation or version is not None):
-        raise ValueError(
-            f"{prefix[:-1]}: the checkpoint does not say that it was trained with "
-            f"{layer.norm_act}, and another norm's weights would mean something else; load one "
-            "that was, or train from scratch"
-        )
