@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -24,7 +25,7 @@ from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.utils import analysis
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from evonorm_runs.errors import user_errors
@@ -121,18 +122,14 @@ class FlopCountAnalysis(analysis.FlopCountAnalysis):
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__(model, inputs)
         self.set_op_handle(**dict.fromkeys(_UNCOUNTED, _count_nothing))
-        self.set_op_handle("aten::alias", _count_mark)
+        self.set_op_handle("aten::alias_copy", _count_mark)
         # The weight's place among the arguments: input, offset, [mask], weight, ...
         for name, place in (("_DeformConv", 2), ("_ModulatedDeformConv", 3)):
             self.set_op_handle(f"prim::PythonOp.{name}", partial(_count_deformable, place))
 
     def _analyze(self) -> Any:
-        hooks = [norm.register_forward_hook(_mark) for norm in _norms(self._model)]
-        try:
+        with _norms_replaced(self._model, _mark):
             return super()._analyze()
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 class _Activations(TorchDispatchMode):
@@ -154,23 +151,27 @@ def _count(modules: list[nn.Module], run: Callable[[], Any]) -> Complexity:
     was_training = [m for m in whole.modules() if m.training]
     deformable = [m for m in whole.modules() if isinstance(m, (DeformConv, ModulatedDeformConv))]
     normed: list[int] = []
-    after_norm = lambda norm, inputs, output: normed.append(output.numel())  # noqa: E731
-    hooks = [norm.register_forward_hook(after_norm) for norm in _norms(whole)]
+
+    def uncounted(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        with _disable_current_modes():  # the counters
+            output = forward(*args, **kwargs)
+        normed.append(output.numel())
+        return output
+
     for conv in deformable:
         conv.forward = partial(_plain_conv, conv)
     whole.eval()
     flops, activations = FlopCounterMode(display=False), _Activations()
     try:
         # In inference mode a linear or a matmul would pass as one operator without a formula.
-        with torch.inference_mode(False), torch.no_grad(), flops, activations:
-            run()
+        with torch.inference_mode(False), torch.no_grad(), _norms_replaced(whole, uncounted):
+            with flops, activations:
+                run()
     finally:
         for m in was_training:
             m.training = True
         for conv in deformable:
             del conv.forward
-        for hook in hooks:
-            hook.remove()
     parameters = sum(p.numel() for p in whole.parameters())
     # PyTorch counts a multiply-add as two.
     conv_madds = flops.get_total_flops() // 2
@@ -252,9 +253,28 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
 
 
-def _mark(norm: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Put an operator that changes nothing, and that nobody else uses, into the trace."""
-    return torch.ops.aten.alias(output)
+@contextmanager
+def _norms_replaced(module: nn.Module, replacement: Callable[..., Tensor]) -> Iterator[None]:
+    """Within, each outermost norm calls `replacement(its forward, *inputs)` for its forward."""
+    norms = _norms(module)
+    for norm in norms:
+        norm.forward = partial(replacement, norm.forward)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _mark(forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A norm's output, in a trace as one operator that nobody else uses."""
+    mark = torch.ops.aten.alias_copy(x)
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        return mark.copy_(forward(x, *args, **kwargs))
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 def _count_mark(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
@@ -270,27 +290,8 @@ def _count_nothing(inputs: list[Any], outputs: list[Any]) -> int:
     return 0
 
 
-# What fvcore would count inside of norms, or beside convs and matrix products, or warn of.
+# What fvcore counts beside convs and matrix products.
 _UNCOUNTED = [
-    "prim::PythonOp._BatchMoments",
-    *(
-        f"aten::{name}"
-        for name in (
-            "adaptive_avg_pool2d",
-            "batch_norm",
-            "grid_sampler",
-            "group_norm",
-            "instance_norm",
-            "layer_norm",
-            "lerp_",
-            "maximum",
-            "mean",
-            "ones_like",
-            "rsqrt",
-            "square",
-            "tanh",
-            "upsample_bilinear2d",
-            "upsample_nearest2d",
-        )
-    ),
+    f"aten::{name}"
+    for name in ("adaptive_avg_pool2d", "grid_sampler", "upsample_bilinear2d", "upsample_nearest2d")
 ]
