@@ -16,6 +16,7 @@ from torch import nn
 from evonorm import build_norm_act, list_norm_acts
 from evonorm_d2 import add_evonorm_config, resolve
 from evonorm_d2.analysis import Complexity, FlopCountAnalysis, analyze, count_flops
+from tests.evonorm.unnamed import UNNAMED
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/detection"
 DETECTRON2_NORMS = ["BN", "SyncBN", "FrozenBN", "GN"]
@@ -83,7 +84,7 @@ def conv_and_norm(name, activation=True):
 
 
 @pytest.mark.parametrize("activation", [True, False])
-@pytest.mark.parametrize("name", DETECTRON2_NORMS + list_norm_acts())
+@pytest.mark.parametrize("name", DETECTRON2_NORMS + list_norm_acts() + UNNAMED)
 def test_every_norm_counts_2_per_element_in_both_counters(name, activation):
     model = conv_and_norm(name, activation)
     x = torch.zeros(2, 3, 5, 7)
@@ -107,7 +108,7 @@ def test_counting_leaves_the_model_as_it_was(name):
     with pytest.raises(RuntimeError):
         count_flops(model, torch.randn(2, 4, 5, 5))
     assert [m.training for m in model] == [False, True]
-    assert not any(m._forward_hooks for m in model)
+    assert not any(m._forward_hooks or "forward" in vars(m) for m in model)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
 
@@ -126,6 +127,19 @@ def test_a_norm_made_of_norms_counts_once_and_a_shared_one_with_each_call():
     norm = Outer()
     counts = count_flops(nn.Sequential(norm, norm), torch.zeros(1, 4, 3, 3))
     assert counts == Complexity(8, 0, 2 * 2 * 36, 0)
+
+
+def test_matrix_products_inside_of_a_norm_count_nothing_beside_its_2_per_element():
+    class Whitening(nn.Conv2d):
+        norm_act = "Whitening"
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Whitening(8, 8, 1), nn.Conv2d(8, 4, 1))
+    x = torch.zeros(1, 3, 5, 5)
+    convs, norm = 25 * (3 * 8 + 8 * 4), 2 * 25 * 8
+    counts = count_flops(model, x)
+    assert (counts.conv_madds, counts.norm_madds) == (convs, norm)
+    assert counts.activations == 25 * (8 + 4)
+    assert FlopCountAnalysis(model, x).by_operator() == {"conv": convs, "norm": norm}
 
 
 def test_a_whole_model_on_an_image_in_both_counters():
