@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 
 from evonorm import check_linear, check_norm_act
-from evonorm_gan.config import CONFIG_ERRORS
+from evonorm_runs.config import (
+    check_fraction,
+    check_more_than_zero,
+    check_not_negative,
+    finish,
+    merge,
+    value,
+)
 from evonorm_runs.errors import UserError, user_errors
 
 MODELS = ("preact_resnet8", "preact_resnet50", "preact_resnet101", "mobilenet_v2")
@@ -65,19 +70,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: a wrong key, value or file, or anything that could run code.
     """
-    cfg = get_cfg()
-    with user_errors(*CONFIG_ERRORS, prefix=f"{file}: "):
-        cfg.merge_from_file(file, allow_unsafe=False)
-    with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
-        cfg.merge_from_list(list(overrides))
-    cfg.DEVICE = cfg.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
-    with user_errors(RuntimeError, prefix="DEVICE: "):
-        torch.device(cfg.DEVICE)
-    if cfg.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"DEVICE is {cfg.DEVICE}, but PyTorch sees no GPU: set DEVICE cpu")
-    _check(cfg)
-    cfg.freeze()
-    return cfg
+    return finish(merge(get_cfg(), file, overrides), _check)
 
 
 def _check(cfg: CfgNode) -> None:
@@ -87,29 +80,17 @@ def _check(cfg: CfgNode) -> None:
         "SOLVER.SCHEDULE": ("multistep", "cosine"),
     }
     for key, known in choices.items():
-        if _value(cfg, key) not in known:
-            raise UserError(f"{key} is {_value(cfg, key)!r}; known are {', '.join(known)}")
+        if value(cfg, key) not in known:
+            raise UserError(f"{key} is {value(cfg, key)!r}; known are {', '.join(known)}")
     with user_errors(ValueError, prefix="MODEL.NORM: "):
         check_norm_act(cfg.MODEL.NORM)
     with user_errors(ValueError, prefix="MODEL.LINEAR: "):
         check_linear(cfg.MODEL.LINEAR)
     counts = ("IMS_PER_WORKER", "WORKERS", "REFERENCE_BATCH", "BASE_LR", "EPOCHS")
     positive = [f"SOLVER.{key}" for key in counts]
-    for key in (*positive, "MODEL.WIDTH", "INPUT.SIZE", "TEST.BATCH_SIZE"):
-        if not _value(cfg, key) > 0:
-            raise UserError(f"{key} is {_value(cfg, key)}, but should be more than 0")
+    check_more_than_zero(cfg, *positive, "MODEL.WIDTH", "INPUT.SIZE", "TEST.BATCH_SIZE")
     zero = ("SEED", "MODEL.NUM_GROUPS", "DATA.NUM_WORKERS", "SOLVER.WARMUP_EPOCHS")
-    for key in (*zero, "SOLVER.WEIGHT_DECAY", "SOLVER.LOG_PERIOD"):
-        if not 0 <= _value(cfg, key) < 2**63:
-            raise UserError(f"{key} is {_value(cfg, key)}, but should not be negative, or huge")
-    for key in ("SOLVER.MOMENTUM", "SOLVER.LABEL_SMOOTHING"):
-        if not 0 <= _value(cfg, key) < 1:
-            raise UserError(f"{key} is {_value(cfg, key)}, but should be in [0, 1)")
+    check_not_negative(cfg, *zero, "SOLVER.WEIGHT_DECAY", "SOLVER.LOG_PERIOD")
+    check_fraction(cfg, "SOLVER.MOMENTUM", "SOLVER.LABEL_SMOOTHING")
     if not 1 <= cfg.DATA.VARIANTS <= 8:
         raise UserError(f"DATA.VARIANTS is {cfg.DATA.VARIANTS}, but should be 1 to 8")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

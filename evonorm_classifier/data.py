@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.images.digits import VARIANTS, make_digits
+from evonorm_runs.random_state import mix
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours
@@ -94,7 +94,7 @@ class _Drawn(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path = self.images.samples[index][0]
         with torch.random.fork_rng(devices=[]), user_errors(OSError, prefix=f"{path}: "):
-            torch.manual_seed(mix(self.seed, index))
+            torch.manual_seed(seed_of(self.seed, index))
             return self.images[index]
 
 
@@ -108,7 +108,7 @@ def worker_batches(
     after the last whole step are left out.
     """
     n, workers = cfg.SOLVER.IMS_PER_WORKER, cfg.SOLVER.WORKERS
-    generator = torch.Generator().manual_seed(mix(cfg.SEED, epoch))
+    generator = torch.Generator().manual_seed(seed_of(cfg.SEED, epoch))
     order = torch.randperm(num, generator=generator).tolist()
     own = range(rank * workers // world_size, (rank + 1) * workers // world_size)
     for step in range(num // (n * workers)):
@@ -124,6 +124,6 @@ def val_batches(num: int, batch_size: int, rank: int, world_size: int) -> Iterat
         yield list(own[first : first + batch_size])
 
 
-def mix(*parts: int) -> int:
-    """A seed from parts, such that nearby parts give unrelated seeds."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
+def seed_of(*parts: int) -> int:
+    """A seed below 2^63 from parts, such that nearby parts give unrelated seeds."""
+    return mix(*parts) >> 1

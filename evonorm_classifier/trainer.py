@@ -16,22 +16,33 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evonorm_gan.checkpoint import check_same_run, write_checkpoint
-from evonorm_gan.config import CONFIG_ERRORS
 from evonorm_runs import distributed
+from evonorm_runs.checkpoint import check_same_run, write_checkpoint
+from evonorm_runs.config import merge_saved
 from evonorm_runs.errors import UserError, user_errors
-from evonorm_runs.files import atomic_write, read_checkpoint
+from evonorm_runs.files import read_checkpoint
+from evonorm_runs.folder import prepare, write_config
 from evonorm_runs.log import Log, progress, say
 from evonorm_runs.random_state import seed_all
 
 from .config import get_cfg
-from .data import Batches, DigitsSet, FolderSet, mix, open_data, val_batches, worker_batches
+from .data import Batches, DigitsSet, FolderSet, open_data, seed_of, val_batches, worker_batches
 from .models import build_model
 
 CHECKPOINT = "checkpoint.pth"
+# What may differ between a checkpoint and the run that goes on from it.
+MAY_DIFFER = {
+    "SOLVER.AMP",
+    "SOLVER.CHANNELS_LAST",
+    "SOLVER.LOG_PERIOD",
+    "DATA.ROOT",
+    "DATA.NUM_WORKERS",
+    "TEST.BATCH_SIZE",
+}
 RESULTS = ("train_accuracy", "accuracy", "val_loss")
 
 
+@distributed.process_flags()
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """Train, and evaluate after each epoch; everything is written to OUTPUT_DIR.
 
@@ -48,17 +59,12 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         UserError: a config, data set or checkpoint that is wrong or missing; divergence.
     """
     device = distributed.init(cfg.DEVICE)
-    torch.backends.cudnn.benchmark = True
-    # Denormals, frequent in a barely trained network, slow a CPU down 5 to 30 times.
-    torch.set_flush_denormal(device.type == "cpu")
     checkpoint = check_run(cfg, resume)
     train_set, val_set = open_data(cfg)
     run = Run(cfg, device, len(train_set), len(train_set.classes))
     if checkpoint:
         run.load(checkpoint)
-    if distributed.is_main():
-        with user_errors(OSError), atomic_write(run.folder / "config.yaml") as file:
-            file.write(cfg.dump().encode())
+    write_config(cfg)
     say(f"{len(train_set.classes)} classes, {len(train_set)} and {len(val_set)} images")
     say(str(run))
     log = Log(run.folder, run.epoch * run.steps)
@@ -86,7 +92,7 @@ def train_batches(run: Run, train_set: DigitsSet | FolderSet) -> Batches:
     own = run.cfg, distributed.rank(), distributed.world_size()
     for epoch in range(run.epoch + 1, run.cfg.SOLVER.EPOCHS + 1):
         chosen = worker_batches(len(train_set), epoch, *own)
-        yield from train_set.batches(chosen, mix(run.cfg.SEED, epoch))
+        yield from train_set.batches(chosen, seed_of(run.cfg.SEED, epoch))
 
 
 def train_step(run: Run, step: int, batches: Batches) -> float:
@@ -98,7 +104,7 @@ def train_step(run: Run, step: int, batches: Batches) -> float:
     for i, worker in enumerate(run.workers):
         images, labels = (x.to(run.device, non_blocking=True) for x in next(batches))
         share_statistics(run.batch_norms, i, len(run.workers))
-        run.seed(mix(run.cfg.SEED, step, worker))  # of dropout
+        run.seed(seed_of(run.cfg.SEED, step, worker))  # of dropout
         with distributed.no_sync(run.wrapped, i < len(run.workers) - 1):
             scores = run.scores(run.wrapped, images)
             loss = F.cross_entropy(scores, labels, label_smoothing=run.cfg.SOLVER.LABEL_SMOOTHING)
@@ -282,10 +288,8 @@ class Run:
         data = read_checkpoint(path)
         if {"epoch", "config", "data", "model", "optimizer"} - data.keys():
             raise UserError(f"{path}: not a checkpoint of train_classifier.py")
-        old = get_cfg()
-        with user_errors(*CONFIG_ERRORS, prefix=f"{path}: its config: "):
-            old.merge_from_other_cfg(CfgNode.load_cfg(data["config"]))
-        check_same_run(old, self.cfg, path)
+        old = merge_saved(get_cfg(), data["config"], str(path))
+        check_same_run(old, self.cfg, path, MAY_DIFFER)
         if data["data"] != self.data:
             raise UserError(f"{path} is of a run on {data['data']}; DATA has {self.data} now")
         with user_errors(RuntimeError, prefix=f"{path}: "):
@@ -319,15 +323,7 @@ def check_run(cfg: CfgNode, resume: bool) -> Path | None:
         UserError: the run would overwrite another one, or has no place to write to.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    found = [n for n in (CHECKPOINT, "metrics.json", "config.yaml") if (folder / n).exists()]
-    if found and not resume:
-        raise UserError(
-            f"OUTPUT_DIR {folder} holds a run ({found[0]}): "
-            "continue it with --resume, or name another OUTPUT_DIR"
-        )
-    with user_errors(OSError, prefix="OUTPUT_DIR: "):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder / CHECKPOINT if CHECKPOINT in found else None
+    return folder / CHECKPOINT if prepare(folder, [CHECKPOINT], resume) else None
 
 
 def summary(results: dict[str, float]) -> str:

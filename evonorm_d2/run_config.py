@@ -6,18 +6,12 @@ import logging
 from collections.abc import Sequence
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from evonorm_runs.config import merge
 from evonorm_runs.errors import UserError, user_errors
 
 from .config import add_evonorm_config, resolve
-
-# What Detectron2, yacs and PyYAML raise for a wrong key, type or file.
-_CONFIG_ERRORS = (
-    *(AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError),
-    yaml.YAMLError,
-)
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -43,10 +37,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
         )
     cfg = add_evonorm_config(get_cfg())
     cfg.MODEL.DEVICE = ""
-    with user_errors(*_CONFIG_ERRORS, prefix=f"{file}: "):
-        cfg.merge_from_file(file, allow_unsafe=False)
-    with user_errors(*_CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
-        cfg.merge_from_list(list(overrides))
+    merge(cfg, file, overrides)
     if cfg.MODEL.LOAD_PROPOSALS:
         raise UserError(
             "MODEL.LOAD_PROPOSALS: proposal files are pickles, loading one may run code; "

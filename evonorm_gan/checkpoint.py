@@ -9,17 +9,18 @@ containers: `step`, `config` (yaml), `classes` (names), `ema`, and, but for impo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 
+from evonorm_runs.checkpoint import write_checkpoint
+from evonorm_runs.config import merge_saved
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import PARTIAL, atomic_write, read_checkpoint
 
-from .config import CONFIG_ERRORS, finish_config, get_cfg
+from .config import finish_config, get_cfg
 from .models import Generator, build_generator
 
 TAG = "last_checkpoint"
@@ -53,19 +54,6 @@ def save_checkpoint(folder: Path, data: dict[str, Any], keep: int) -> Path:
     for old in older[:-keep]:
         old.unlink()
     return path
-
-
-def write_checkpoint(path: Path, data: dict[str, Any]) -> None:
-    """Write one file, replacing an older one as soon as the new one is whole.
-
-    Raises:
-        UserError: a value in it is not finite.
-    """
-    for name, x in _tensors(data):
-        if x.is_floating_point() and not torch.isfinite(x).all():
-            raise UserError(f"{path} is not written: {name} has values that are not finite")
-    with atomic_write(path) as file:
-        torch.save(data, file)
 
 
 def find_checkpoint(path: str | os.PathLike) -> Path:
@@ -150,39 +138,6 @@ def save_generator_only(
 
 def config_of(data: dict[str, Any], name: str, device: str) -> CfgNode:
     """The config in a checkpoint called `name`, with `device` for its DEVICE; frozen."""
-    cfg = get_cfg()
-    with user_errors(*CONFIG_ERRORS, prefix=f"{name}: its config: "):
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(data["config"]))
+    cfg = merge_saved(get_cfg(), data["config"], name)
     cfg.DEVICE = str(device)
     return finish_config(cfg)
-
-
-def check_same_run(old: CfgNode, new: CfgNode, path: Path) -> None:
-    """Raise UserError if what a checkpoint at `path` had set makes `new` another run."""
-    was, now = _flat(old), _flat(new)
-    differing = [
-        f"{key} {now[key]!r} (was {was[key]!r})"
-        for key in sorted(now)
-        if now[key] != was[key] and key not in MAY_DIFFER and key not in ("DEVICE", "OUTPUT_DIR")
-    ]
-    if differing:
-        raise UserError(
-            f"{path} is of a run with other settings: {', '.join(differing)}; "
-            "leave them as they were, or name another OUTPUT_DIR"
-        )
-
-
-def _flat(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in cfg.items():
-        nested = isinstance(value, CfgNode)
-        flat.update(_flat(value, f"{prefix}{key}.") if nested else {prefix + key: value})
-    return flat
-
-
-def _tensors(data: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(data, torch.Tensor):
-        yield name, data
-    elif isinstance(data, dict):
-        for key, value in data.items():
-            yield from _tensors(value, f"{name}.{key}" if name else str(key))

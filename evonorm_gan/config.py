@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import yaml
 from fvcore.common.config import CfgNode
 
 from evonorm import check_norm_act
+from evonorm_runs.config import (
+    check_fraction,
+    check_more_than_zero,
+    check_not_negative,
+    finish,
+    merge,
+    value,
+)
 from evonorm_runs.errors import UserError, user_errors
 
 # What fvcore, yacs and PyYAML raise for a wrong key, type or file.
-CONFIG_ERRORS = (
-    *(AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError),
-    yaml.YAMLError,
-)
 
 
 def get_cfg() -> CfgNode:
@@ -87,10 +89,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: a wrong key, value or file, or anything that could run code.
     """
-    cfg = get_cfg()
-    with user_errors(*CONFIG_ERRORS, prefix=f"{file}: "):
-        cfg.merge_from_file(file, allow_unsafe=False)
-    return finish_config(cfg, overrides)
+    return finish_config(merge(get_cfg(), file), overrides)
 
 
 def finish_config(cfg: CfgNode, overrides: Sequence[str] = ()) -> CfgNode:
@@ -99,16 +98,7 @@ def finish_config(cfg: CfgNode, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: as :func:`load_config`.
     """
-    with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
-        cfg.merge_from_list(list(overrides))
-    cfg.DEVICE = cfg.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
-    with user_errors(RuntimeError, prefix="DEVICE: "):
-        torch.device(cfg.DEVICE)
-    if cfg.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"DEVICE is {cfg.DEVICE}, but PyTorch sees no GPU: set DEVICE cpu")
-    _check(cfg)
-    cfg.freeze()
-    return cfg
+    return finish(merge(cfg, None, overrides), _check)
 
 
 def norm_options(cfg: CfgNode) -> dict[str, Any]:
@@ -128,9 +118,10 @@ def _check(cfg: CfgNode) -> None:
         "TEST.EXTRACTOR": ("inception-v3-compat", "digits"),
     }
     for key, known in choices.items():
-        value = _value(cfg, key)
-        if value not in known:
-            raise UserError(f"{key} is {value!r}; known are {', '.join(map(repr, known))}")
+        if value(cfg, key) not in known:
+            raise UserError(
+                f"{key} is {value(cfg, key)!r}; known are {', '.join(map(repr, known))}"
+            )
     with user_errors(ValueError, prefix="MODEL.NORM: "):
         check_norm_act(cfg.MODEL.NORM)
     counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "KEEP")
@@ -138,25 +129,15 @@ def _check(cfg: CfgNode) -> None:
     positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH")]
     optional = ("MODEL.NUM_GROUPS", "MODEL.EPS", "TEST.TRUNCATION")
     for key in optional:
-        if not isinstance(_value(cfg, key), (int, float, type(None))):
-            raise UserError(f"{key} is {_value(cfg, key)!r}, but should be a number, or None")
-    for key in [*positive, "TEST.BATCH_SIZE", *(k for k in optional if _value(cfg, k) is not None)]:
-        if _value(cfg, key) <= 0:
-            raise UserError(f"{key} is {_value(cfg, key)}, but should be more than 0")
+        if not isinstance(value(cfg, key), (int, float, type(None))):
+            raise UserError(f"{key} is {value(cfg, key)!r}, but should be a number, or None")
+    given = [key for key in optional if value(cfg, key) is not None]
+    check_more_than_zero(cfg, *positive, "TEST.BATCH_SIZE", *given)
     zero = ("SEED", "SOLVER.EMA_START", "SOLVER.ORTHO_REG", "SOLVER.EPS", "DATA.NUM_WORKERS")
-    for key in (*zero, "TEST.STANDING_BATCHES"):
-        if not 0 <= _value(cfg, key) < 2**63:
-            raise UserError(f"{key} is {_value(cfg, key)}, but should not be negative, or huge")
+    check_not_negative(cfg, *zero, "TEST.STANDING_BATCHES")
     if cfg.TEST.NUM_SAMPLES < 10:
         raise UserError(f"TEST.NUM_SAMPLES is {cfg.TEST.NUM_SAMPLES}, but IS takes 10 splits of it")
     betas = cfg.SOLVER.BETAS
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"SOLVER.BETAS is {betas}, but should be two numbers in [0, 1)")
-    if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
-        raise UserError(f"SOLVER.EMA_DECAY is {cfg.SOLVER.EMA_DECAY}, but should be in [0, 1)")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+    check_fraction(cfg, "SOLVER.EMA_DECAY")

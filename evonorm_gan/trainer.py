@@ -12,17 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from evonorm_runs import distributed
-from evonorm_runs.errors import UserError, user_errors
-from evonorm_runs.files import atomic_write
+from evonorm_runs.checkpoint import check_same_run, write_checkpoint
+from evonorm_runs.errors import UserError
+from evonorm_runs.folder import prepare, write_config
 from evonorm_runs.log import Log, progress, say
-from evonorm_runs.random_state import get_random_state, seed_all, set_random_state
+from evonorm_runs.random_state import get_random_state, mix, seed_all, set_random_state
 
 from . import checkpoint
 from .augment import changes, diff_augment
@@ -38,6 +38,7 @@ LOST = 0.01  # a mean loss of D below this: it tells all images apart
 GRID_CLASSES, GRID_COLUMNS = 10, 10
 
 
+@distributed.process_flags()
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """Train, and evaluate the moving average; everything is written to OUTPUT_DIR.
 
@@ -54,9 +55,6 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         UserError: a config, data set, image or checkpoint that is wrong or missing; divergence.
     """
     device = distributed.init(cfg.DEVICE)
-    torch.backends.cudnn.benchmark = True
-    # Denormals, frequent in a barely trained network, slow a CPU down 5 to 30 times.
-    torch.set_flush_denormal(device.type == "cpu")
     last = check_run(cfg, resume)
     dataset = open_dataset(cfg)
     run = Run(cfg, device, list(dataset.classes), len(dataset))
@@ -169,11 +167,6 @@ def draw(run: Run, step: int, i: int) -> list[tuple[Tensor, Tensor]]:
     drawn = latents(cfg.SOLVER.BATCH_SIZE, cfg.MODEL.DIM_Z, cfg.MODEL.NUM_CLASSES, seed)
     own = (x.chunk(distributed.world_size())[distributed.rank()].to(run.device) for x in drawn)
     return list(zip(*(x.chunk(cfg.SOLVER.ACCUMULATE) for x in own)))
-
-
-def mix(*parts: int) -> int:
-    """A seed from parts, such that nearby parts give unrelated seeds."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 def real_batches(cfg: CfgNode, dataset: Any, start: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -371,7 +364,7 @@ class Run:
         if "optimizer_g" not in data:
             raise UserError(f"{path}: holds a generator to sample from, not a run to go on with")
         old = checkpoint.config_of(data, str(path), self.cfg.DEVICE)
-        checkpoint.check_same_run(old, self.cfg, path)
+        check_same_run(old, self.cfg, path, checkpoint.MAY_DIFFER)
         if data["data"]["images"] != self.images:
             raise UserError(
                 f"{path} is of a run on {data['data']['images']} images; DATA has {self.images} now"
@@ -411,23 +404,7 @@ def check_run(cfg: CfgNode, resume: bool) -> Path | None:
             f"SOLVER.ACCUMULATE {solver.ACCUMULATE}"
         )
     changes(solver.DIFF_AUGMENT)  # raises for an unknown one
-    held = sorted(folder.glob("*.pth"))
-    kept = [*held, *(folder / name for name in ("metrics.json", "config.yaml"))]
-    if not resume and any(path.exists() for path in kept):
-        found = next(path.name for path in kept if path.exists())
-        raise UserError(
-            f"OUTPUT_DIR {folder} holds a run ({found}): "
-            "continue it with --resume, or name another OUTPUT_DIR"
-        )
-    with user_errors(OSError, prefix="OUTPUT_DIR: "):
-        folder.mkdir(parents=True, exist_ok=True)
-    return checkpoint.find_checkpoint(folder) if held else None
-
-
-def write_config(cfg: CfgNode) -> None:
-    if distributed.is_main():
-        with user_errors(OSError), atomic_write(Path(cfg.OUTPUT_DIR, "config.yaml")) as file:
-            file.write(cfg.dump().encode())
+    return checkpoint.find_checkpoint(folder) if prepare(folder, ["*.pth"], resume) else None
 
 
 def due(cfg: CfgNode, step: int, period: int) -> bool:
@@ -522,7 +499,7 @@ class Evaluation:
         for name, key, sign in (("fid", self.fid, -1), ("is", self.inception_score, 1)):
             best = all(sign * results[key] > sign * line[key] for line in before)
             if best and distributed.is_main():
-                checkpoint.write_checkpoint(run.folder / f"best_{name}.pth", state)
+                write_checkpoint(run.folder / f"best_{name}.pth", state)
 
     def collapsed(self) -> bool:
         return collapsed(self.log.lines, self.fid)

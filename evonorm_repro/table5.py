@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from fvcore.common.config import CfgNode
 from evonorm import build_norm_act
 from evonorm_gan.config import load_config, norm_options
 from evonorm_gan.evaluation.metrics import metric_key
+from evonorm_runs.config import value
 from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.folder import read_metrics
 
 # Table 5: IS and FID at peak performance, median/best over 3 seeds where two numbers are given.
 PAPER = {
@@ -59,7 +60,7 @@ def read_run(folder: Path) -> Run:
     cfg = load_config(str(folder / "config.yaml"), ["DEVICE", "cpu"])
     keys = [metric_key(name, cfg.TEST.EXTRACTOR) for name in ("IS", "FID")]
     with user_errors(OSError):
-        lines = map(_parse, (folder / "metrics.json").read_bytes().splitlines())
+        lines, _ = read_metrics(folder)
     values = [[line[key] for key in keys] for line in lines if all(key in line for key in keys)]
     values = [pair for pair in values if all(map(math.isfinite, pair))]
     if not values:
@@ -88,7 +89,7 @@ def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 "leave one out"
             )
         for key in SAME:
-            values = [_value(r.cfg, key) for r in (runs[0], run)]
+            values = [value(r.cfg, key) for r in (runs[0], run)]
             if values[0] != values[1]:
                 raise UserError(
                     f"{runs[0].folder} and {run.folder} can't be compared: {key} is "
@@ -163,16 +164,3 @@ def _layer(cfg: CfgNode) -> str:
 
 def _batch_dependent(layer: str) -> bool:
     return build_norm_act(layer.split(" ")[0], 32).batch_dependent
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        return json.loads(line)
-    except ValueError:  # the process was killed while it wrote
-        return {}
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from evonorm_gan.evaluation.metrics import metric_key
 from evonorm_runs.errors import UserError
+from evonorm_runs.folder import read_metrics
 
 from .experiment import Experiment, Metric
 from .table5 import PAPER, read_run
@@ -61,7 +60,7 @@ class Table4(Experiment):
         return settings
 
     def read(self, folder: Path) -> dict[str, float]:
-        lines = read_metrics(folder)
+        lines, _ = read_metrics(folder)
         values = {key: value for line in lines for key, value in line.items()}
         return pick(values, self.metrics, folder)
 
@@ -148,7 +147,7 @@ class Classification(Experiment):
         return settings
 
     def read(self, folder: Path) -> dict[str, float]:
-        values = {key: value for line in read_metrics(folder) for key, value in line.items()}
+        values = {key: value for line in read_metrics(folder)[0] for key, value in line.items()}
         return pick(values, self.metrics, folder)
 
 
@@ -237,15 +236,6 @@ TABLE_2 = {
 def number(value: float) -> str:
     """For a config, which takes 1.0, but not 1, for a float."""
     return repr(float(f"{value:g}"))
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.json, but for those that were cut short."""
-    lines = []
-    for line in (folder / "metrics.json").read_text().splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(line))
-    return lines
 
 
 def pick(values: dict[str, float], metrics: tuple[Metric, ...], folder: Path) -> dict[str, float]:

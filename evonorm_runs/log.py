@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from . import distributed
 from .files import atomic_write
-
-FILE = "metrics.json"
+from .folder import METRICS, read_metrics
 
 
 def say(line: str) -> None:
@@ -40,13 +39,13 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / FILE
-        found = self.path.read_bytes().splitlines() if self.path.exists() else []
-        self.lines = [line for line in map(_parse, found) if line.get("step", step + 1) <= step]
+        self.path = folder / METRICS
+        found, damaged = read_metrics(folder) if self.path.exists() else ([], 0)
+        self.lines = [line for line in found if line.get("step", step + 1) <= step]
         if not distributed.is_main():
             return
-        if len(self.lines) < len(found):
-            dropped = len(found) - len(self.lines)
+        dropped = len(found) - len(self.lines) + damaged
+        if dropped:
             say(f"{self.path}: removed {dropped} lines of steps after {step}, which come again")
             with atomic_write(self.path) as file:
                 file.writelines(_dump(line) for line in self.lines)
@@ -76,10 +75,3 @@ class Log:
 
 def _dump(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        return json.loads(line)
-    except ValueError:  # the process was killed while it wrote
-        return {}

@@ -9,6 +9,11 @@ import numpy as np
 import torch
 
 
+def mix(*parts: int) -> int:
+    """A seed below 2^64 from parts, such that nearby parts give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
 def seed_all(seed: int) -> None:
     """Seed the global generators."""
     random.seed(seed)

@@ -25,6 +25,7 @@ with warnings.catch_warnings():
     from evonorm_gan.data import open_dataset
     from evonorm_gan.evaluation.metrics import Evaluator, metric_key
     from evonorm_gan.models import build_generator
+    from evonorm_runs.folder import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("output/demo")
@@ -110,8 +111,8 @@ def tool(name: str, *arguments: object) -> None:
 
 def last_values(run: Path) -> dict[str, float]:
     """The last value of each of a run's figures; time is seconds per iteration."""
-    lines = (run / "metrics.json").read_text().splitlines()
-    values = {key: value for line in lines for key, value in json.loads(line).items()}
+    lines, _ = read_metrics(run)
+    values = {key: value for line in lines for key, value in line.items()}
     return {key: values[key] for key in ["iteration", *FIGURES]}
 
 

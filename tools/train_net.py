@@ -6,8 +6,6 @@ import argparse
 import sys
 import warnings
 
-import torch
-
 with warnings.catch_warnings():
     # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
     warnings.simplefilter("ignore", FutureWarning)
@@ -19,14 +17,14 @@ with warnings.catch_warnings():
     from evonorm_d2.data import register_digits
     from evonorm_d2.run_config import load_config
     from evonorm_d2.train import check_run, evaluate, summary, train
+    from evonorm_runs.distributed import process_flags
     from evonorm_runs.errors import user_error_line, user_errors
 
 
+@process_flags(cudnn_benchmark=False)
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What each process does."""
     register_digits()
-    # Denormals, frequent in a barely trained model, slow a CPU down 5 to 30 times.
-    torch.set_flush_denormal(cfg.MODEL.DEVICE == "cpu")
     with user_errors(OSError):
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="evonorm_d2")

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from evonorm_runs.errors import UserError, one_line
+from evonorm_runs.folder import read_metrics
 
 from .runs import CONFIG, FAILED, JOB, KINDS, METRICS, OTHER, Run, number
 
@@ -96,15 +97,9 @@ def read_run(folder: Path, name: str, index: int) -> Run:
 
 
 def _read_metrics(run: Run) -> None:
-    damaged = 0
-    for text in (run.folder / METRICS).read_bytes().splitlines():
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            step = number(line.get("iteration", line.get("step")))
-        except (AttributeError, ValueError, RecursionError):  # the process was killed while writing
-            step = None
+    lines, damaged = read_metrics(run.folder)
+    for line in lines:
+        step = number(line.get("iteration", line.get("step")))
         if step is None or not math.isfinite(step):
             damaged += 1
             continue

@@ -11,7 +11,7 @@ from PIL import Image
 
 from evonorm_classifier import data
 from evonorm_classifier.config import load_config
-from evonorm_classifier.data import mix, open_data, val_batches, worker_batches
+from evonorm_classifier.data import open_data, seed_of, val_batches, worker_batches
 from evonorm_runs.errors import UserError
 from evonorm_runs.images.digits import make_digits
 
@@ -75,7 +75,7 @@ class TestWorkers:
         assert max(len(batch) for share in shares for batch in share) == 4
 
     def test_nearby_parts_give_unrelated_seeds(self):
-        seeds = {mix(a, b) for a in range(30) for b in range(30)}
+        seeds = {seed_of(a, b) for a in range(30) for b in range(30)}
         assert len(seeds) == 900 and all(0 <= seed < 2**63 for seed in seeds)
 
 

@@ -1,0 +1,107 @@
+"""Configs: a CfgNode of defaults, a yaml file, KEY VALUE overrides. Loading one runs no code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Callable
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from .errors import UserError, user_errors
+
+# What fvcore, yacs and PyYAML raise for a wrong key, type or file.
+CONFIG_ERRORS = (
+    AssertionError,
+    AttributeError,
+    KeyError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+)
+
+
+def merge(cfg: CfgNode, file: str | None, overrides: Sequence[str] = ()) -> CfgNode:
+    """Merge a yaml file with its _BASE_s, then KEY VALUE KEY VALUE ..., into `cfg`; returns it.
+
+    Args:
+        file: None for no file.
+
+    Raises:
+        UserError: a wrong key, value or file, or anything that could run code.
+    """
+    if file is not None:
+        with user_errors(*CONFIG_ERRORS, prefix=f"{file}: "):
+            cfg.merge_from_file(file, allow_unsafe=False)
+    with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
+        cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def merge_saved(cfg: CfgNode, text: str, name: str) -> CfgNode:
+    """Merge the config that a checkpoint called `name` holds into `cfg`; returns it.
+
+    Raises:
+        UserError: a wrong key or value.
+    """
+    with user_errors(*CONFIG_ERRORS, prefix=f"{name}: its config: "):
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
+    return cfg
+
+
+def finish(cfg: CfgNode, check: Callable[[CfgNode], None]) -> CfgNode:
+    """Choose the DEVICE if none is named, check the values; freezes and returns `cfg`.
+
+    Raises:
+        UserError: no such device, or what `check` raises.
+    """
+    cfg.DEVICE = cfg.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
+    with user_errors(RuntimeError, prefix="DEVICE: "):
+        torch.device(cfg.DEVICE)
+    if cfg.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"DEVICE is {cfg.DEVICE}, but PyTorch sees no GPU: set DEVICE cpu")
+    check(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def value(cfg: CfgNode, key: str) -> Any:
+    """The value of a key such as "SOLVER.MAX_ITER"."""
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def flat(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """All values by keys such as "SOLVER.MAX_ITER"."""
+    found: dict[str, Any] = {}
+    for key, inner in cfg.items():
+        if isinstance(inner, CfgNode):
+            found.update(flat(inner, f"{prefix}{key}."))
+        else:
+            found[prefix + key] = inner
+    return found
+
+
+def check_more_than_zero(cfg: CfgNode, *keys: str) -> None:
+    """Raise a UserError if one of these values is not more than 0."""
+    for key in keys:
+        if not value(cfg, key) > 0:
+            raise UserError(f"{key} is {value(cfg, key)}, but should be more than 0")
+
+
+def check_not_negative(cfg: CfgNode, *keys: str) -> None:
+    """Raise a UserError if one of these values is negative, or 2^63 or more."""
+    for key in keys:
+        if not 0 <= value(cfg, key) < 2**63:
+            raise UserError(f"{key} is {value(cfg, key)}, but should not be negative, or huge")
+
+
+def check_fraction(cfg: CfgNode, *keys: str) -> None:
+    """Raise a UserError if one of these values is not in [0, 1)."""
+    for key in keys:
+        if not 0 <= value(cfg, key) < 1:
+            raise UserError(f"{key} is {value(cfg, key)}, but should be in [0, 1)")
