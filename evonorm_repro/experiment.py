@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Callable
 
+from evonorm import slug
 from evonorm_runs.errors import UserError, one_line
 from evonorm_runs.grid import Job, failure, finished
 
@@ -137,7 +138,7 @@ def _job(
     seed: int | None = None,
 ) -> Job:
     """A run of the grid; without a seed one to tune by."""
-    name = [norm.replace("/", "-"), f"lr{factor:g}"]
+    name = [slug(norm), f"lr{factor:g}"]
     if seed is None:
         condition, rest = experiment.conditions[0], [*experiment.short, "SEED", str(TUNING_SEED)]
     else:

@@ -1,46 +1,70 @@
-"""The command line of a trainer whose processes torchrun may start."""
+"""Command lines: a user's error as one line, and the arguments of a trainer."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
-from typing import Callable
+from typing import Any, Callable
 
 from fvcore.common.config import CfgNode
 
 from . import distributed
-from .errors import user_error_line
+from .errors import one_line, user_error_line
 
 Results = dict[str, float]
 
 
+def run_tool(
+    name: str, stopped: str = "stopped", kinds: tuple[type[BaseException], ...] = ()
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorator of a tool's `main`, which returns its exit status.
+
+    A UserError becomes a line and the status 2, Ctrl-C a line and the status 130. Any other error
+    is a fault of the program and keeps its traceback.
+
+    Args:
+        name: of the tool, which begins the line.
+        stopped: what the line says after Ctrl-C.
+        kinds: other errors that are a user's in this tool.
+    """
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(*args: Any, **kwargs: Any) -> int:
+            try:
+                return main(*args, **kwargs)
+            except Exception as error:
+                line = one_line(error) if isinstance(error, kinds) else user_error_line(error)
+                if line is None:
+                    raise
+                if not distributed.is_main():
+                    # The main process prints the same line and torchrun then stops this one,
+                    # unless the fault, a damaged image say, is this process's alone.
+                    time.sleep(5)
+                print(f"{name}: {line}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                if distributed.is_main():
+                    print(f"{name}: {stopped}", file=sys.stderr)
+                return 130
+
+        return run
+
+    return decorate
+
+
 def run_trainer(
-    name: str,
     args: argparse.Namespace,
     load_config: Callable[[str, Sequence[str]], CfgNode],
     train: Callable[[CfgNode, bool], Results],
     summary: Callable[[Results], str],
 ) -> int:
-    """Train as `args` says; a UserError becomes a line. Returns the exit status."""
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        results = train(cfg, args.resume)
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        if not distributed.is_main():
-            # The main process prints the same line and torchrun then stops this one, unless the
-            # fault, a damaged image say, is this process's alone.
-            time.sleep(5)
-        print(f"{name}: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if distributed.is_main():
-            print(f"{name}: stopped; continue with --resume", file=sys.stderr)
-        return 130
+    """Train as `args` says. Returns the exit status."""
+    cfg = load_config(args.config_file, args.opts)
+    results = train(cfg, args.resume)
     if distributed.is_main():
         end = f"{cfg.OUTPUT_DIR}/metrics.json"
         print(f"{summary(results)} ({end})" if results else f"trained ({end})")

@@ -22,6 +22,7 @@ with warnings.catch_warnings():
 
     from evonorm_d2.analysis import IMAGE_SIZE, Complexity, analyze
     from evonorm_d2.run_config import load_config
+    from evonorm_runs.command_line import run_tool
 
 PAPER_CONFIGS = Path(__file__).resolve().parent.parent / "configs/detection/paper"
 # Table 4: depth, layer, our name of it, MAdds (B), Params (M).
@@ -37,6 +38,7 @@ TABLE_4 = (
 )
 
 
+@run_tool("analyze_model.py", kinds=(ValueError, OSError))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -47,21 +49,17 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the exact counts here")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change the config")
     args = parser.parse_args()
-    try:
-        if args.json and args.json.exists():
-            raise FileExistsError(f"{args.json} exists already: remove it or choose another name")
-        if args.paper_layout:
-            if args.overrides:
-                raise ValueError("--paper-layout takes no overrides; use --config-file")
-            result, table = paper_layout()
-        else:
-            result, table = one_model(args.config_file, args.overrides)
-        if args.json:
-            about = {"command": shlex.join(["tools/analyze_model.py", *sys.argv[1:]]), **versions()}
-            args.json.write_text(json.dumps({**about, **result}, indent=2) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"analyze_model.py: {error}", file=sys.stderr)
-        return 2
+    if args.json and args.json.exists():
+        raise FileExistsError(f"{args.json} exists already: remove it or choose another name")
+    if args.paper_layout:
+        if args.overrides:
+            raise ValueError("--paper-layout takes no overrides; use --config-file")
+        result, table = paper_layout()
+    else:
+        result, table = one_model(args.config_file, args.overrides)
+    if args.json:
+        about = {"command": shlex.join(["tools/analyze_model.py", *sys.argv[1:]]), **versions()}
+        args.json.write_text(json.dumps({**about, **result}, indent=2) + "\n")
     print(table)
     return 0
 

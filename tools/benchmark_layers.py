@@ -37,6 +37,8 @@ from plot_benchmark import FAMILIES, check_new, check_plot, draw, find_ours
 from torch import Tensor, nn
 
 from evonorm import build_norm_act, ops
+from evonorm_runs.command_line import run_tool
+from evonorm_runs.errors import user_errors
 
 # Inputs (N, C, H, W) of the norm-acts, without those that differ by little.
 SHAPES = {
@@ -407,6 +409,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write everything measured to this new file")
 
 
+@run_tool("benchmark_layers.py")
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -422,15 +425,12 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="draw the result: a new .png, .svg or .pdf")
     common_options(parser)
     args = parser.parse_args()
-    try:
+    with user_errors(ValueError, OSError):
         set_up(args)
         sets = chosen_shapes(args)
         for path, check in ((args.json, check_new), (args.plot, check_plot)):
             if path:
                 check(path)
-    except (ValueError, OSError) as error:
-        print(f"benchmark_layers.py: {error}", file=sys.stderr)
-        return 2
     results = []
     for model, shapes in sets.items():
         for shape in shapes:

@@ -29,7 +29,7 @@ import torch
 from benchmark_layers import WARM_UP, align, common_options, machine, quartiles, set_up, summary
 from plot_benchmark import check_new
 
-from evonorm_runs.errors import one_line
+from evonorm_runs.command_line import run_tool
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 NORMS = ("BN", "GN", "EvoNormB0", "EvoNormS0")
@@ -188,6 +188,7 @@ def spread(quartiles: list[float]) -> str:
     return " to ".join(f"{q:.3f}" for q in quartiles)
 
 
+@run_tool("benchmark_training.py", kinds=(ValueError, OSError))
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -200,25 +201,21 @@ def main() -> int:
     args = parser.parse_args()
     # Denormals, frequent in a barely trained network, slow a CPU down 5 to 30 times.
     torch.set_flush_denormal(True)
-    try:
-        set_up(args)
-        if args.model not in (*DETECTORS, *GANS):
-            raise ValueError(f"--model: {args.model!r} is not known; known are {names}")
-        if args.json:
-            check_new(args.json)
-        build = detector if args.model in DETECTORS else gan
-        steps = {}
-        with warnings.catch_warnings():
-            # Importing Detectron2 warns that TorchScript is deprecated; nothing to act on.
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.filterwarnings("ignore", "torch.meshgrid")
-            for norm in NORMS:
-                torch.manual_seed(0)
-                steps[norm] = build(args.model, norm, args.device, args.overrides)
-            times, peaks = measure(steps, args.repeats, args.device)
-    except (ValueError, OSError) as error:
-        print(f"benchmark_training.py: {one_line(error)}", file=sys.stderr)
-        return 2
+    set_up(args)
+    if args.model not in (*DETECTORS, *GANS):
+        raise ValueError(f"--model: {args.model!r} is not known; known are {names}")
+    if args.json:
+        check_new(args.json)
+    build = detector if args.model in DETECTORS else gan
+    steps = {}
+    with warnings.catch_warnings():
+        # Importing Detectron2 warns that TorchScript is deprecated; nothing to act on.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "torch.meshgrid")
+        for norm in NORMS:
+            torch.manual_seed(0)
+            steps[norm] = build(args.model, norm, args.device, args.overrides)
+        times, peaks = measure(steps, args.repeats, args.device)
     record = {
         **machine(args.device),
         "model": args.model,

@@ -14,7 +14,6 @@ import argparse
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from evonorm_gan.evaluation.metrics import Evaluator
 from evonorm_gan.sampling import check_statistics
 from evonorm_repro.table5 import format_table, table
 from evonorm_runs import distributed
-from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.command_line import run_tool
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
 from evonorm_runs.images.files import image_batches
 
@@ -210,19 +210,11 @@ def run(args: argparse.Namespace) -> None:
     distributed.shut_down()
 
 
+@run_tool("eval_gan.py")
 def main() -> int:
     args = parse()
     logging.basicConfig(format="%(message)s")
-    try:
-        run(args)
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        if not distributed.is_main():
-            time.sleep(5)  # the main process prints the same line, and torchrun stops this one
-        print(f"eval_gan.py: {line}", file=sys.stderr)
-        return 2
+    run(args)
     return 0
 
 

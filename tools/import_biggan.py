@@ -13,10 +13,12 @@ from evonorm_gan.checkpoint import save_generator_only
 from evonorm_gan.config import finish_config, get_cfg
 from evonorm_gan.models import Generator
 from evonorm_gan.models.port import from_port
-from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.command_line import run_tool
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import read_checkpoint
 
 
+@run_tool("import_biggan.py")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE")
@@ -30,14 +32,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     output = args.output or args.file.with_suffix(".pth")
-    try:
-        described = convert(args.file, output, args.truncation)
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        print(f"import_biggan.py: {line}", file=sys.stderr)
-        return 2
+    described = convert(args.file, output, args.truncation)
     print(f"{output}: {described}")
     return 0
 

@@ -11,8 +11,10 @@ with warnings.catch_warnings():
     # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
     warnings.simplefilter("ignore", FutureWarning)
     from evonorm_d2.data import default_folder, write_digits
+    from evonorm_runs.command_line import run_tool
 
 
+@run_tool("make_digits.py", kinds=(ValueError, OSError))
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -23,11 +25,7 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=128, help="side of an image in pixels")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
     args = parser.parse_args()
-    try:
-        made = write_digits(args.out, args.train, args.val, args.size, args.seed)
-    except (ValueError, OSError) as error:
-        print(f"make_digits.py: {error}", file=sys.stderr)
-        return 2
+    made = write_digits(args.out, args.train, args.val, args.size, args.seed)
     print(f"{args.out}: {'written' if made else 'already there'}")
     return 0
 

@@ -20,11 +20,13 @@ from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
 from evonorm_gan.data import describe
-from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.command_line import run_tool
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import PARTIAL, atomic_write
 from evonorm_runs.images.sets import FolderSet, ImageSet
 
 
+@run_tool("pack_images.py")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="with a folder per class")
@@ -41,17 +43,10 @@ def main() -> int:
         parser.error(f"OUT should end in {' or '.join(WRITERS)}, got {args.output}")
     if args.workers < 0:
         parser.error(f"--workers must not be negative, got {args.workers}")
-    try:
-        ds = FolderSet(args.folder.expanduser(), args.resolution, args.skip_corrupt)
-        print(describe(ds))
-        with user_errors(OSError, UnicodeError):
-            pack(ds, args.output, args.workers)
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        print(f"pack_images.py: {line}", file=sys.stderr)
-        return 2
+    ds = FolderSet(args.folder.expanduser(), args.resolution, args.skip_corrupt)
+    print(describe(ds))
+    with user_errors(OSError, UnicodeError):
+        pack(ds, args.output, args.workers)
     print(f"{args.output}: to train on it, set DATA.NAME '' DATA.ROOT {args.output}")
     return 0
 

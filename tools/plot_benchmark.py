@@ -16,8 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evonorm_runs.command_line import run_tool
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 FAMILIES = {"S0": "GN", "B0": "BN"}  # each EvoNorm and the native norm that it is compared with
 FORMATS = (".png", ".svg", ".pdf")
@@ -147,6 +150,7 @@ def read(path: Path) -> dict[str, Any]:
     raise ValueError(f"{path}: not a result of benchmark_layers.py --json")
 
 
+@run_tool("plot_benchmark.py", kinds=(ValueError, OSError))
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,12 +158,8 @@ def main() -> int:
     parser.add_argument("result", type=Path, help="what benchmark_layers.py --json wrote")
     parser.add_argument("-o", "--out", type=Path, required=True, help="a new .png, .svg or .pdf")
     args = parser.parse_args()
-    try:
-        check_plot(args.out)
-        draw(read(args.result), args.out)
-    except (ValueError, OSError) as error:
-        print(f"plot_benchmark.py: {error}", file=sys.stderr)
-        return 2
+    check_plot(args.out)
+    draw(read(args.result), args.out)
     return 0
 
 

@@ -24,10 +24,12 @@ from plot_benchmark import check_plot
 from torch import Tensor
 
 from evonorm import build_norm_act
+from evonorm_runs.command_line import run_tool
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
 
 BATCH = ("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish", "RS+rej", "Random+rej")
 EVONORM_B = ("EvoNormB0", "EvoNormB1", "EvoNormB2")
@@ -194,6 +196,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=130, metadata={dated: None} if dated else None)
 
 
+@run_tool("plot_norms.py", kinds=(ValueError, OSError))
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -210,18 +213,14 @@ def main() -> int:
             command.add_argument("result", type=Path, help="what reproduce.py table3 wrote")
         command.add_argument("-o", "--out", type=Path, required=True, help="a new .png, .svg, .pdf")
     args = parser.parse_args()
-    try:
-        check_plot(args.out)
-        figure = {
-            "batch": lambda: draw_layers(BATCH, "batch"),
-            "evonorm-b": lambda: draw_evonorm_b(EVONORM_B),
-            "sample": lambda: draw_layers(SAMPLE, "sample"),
-            "small-batch": lambda: draw_small_batch(read_result(args.result)),
-        }[args.command]()
-        save(figure, args.out)
-    except (ValueError, OSError) as error:
-        print(f"plot_norms.py: {error}", file=sys.stderr)
-        return 2
+    check_plot(args.out)
+    figure = {
+        "batch": lambda: draw_layers(BATCH, "batch"),
+        "evonorm-b": lambda: draw_evonorm_b(EVONORM_B),
+        "sample": lambda: draw_layers(SAMPLE, "sample"),
+        "small-batch": lambda: draw_small_batch(read_result(args.result)),
+    }[args.command]()
+    save(figure, args.out)
     return 0
 
 

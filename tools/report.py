@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 
 from evonorm_repro.report import write_report
-from evonorm_runs.errors import user_error_line
+from evonorm_runs.command_line import run_tool
 
 
+@run_tool("report.py")
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -27,14 +28,7 @@ def main() -> int:
         "-o", "--output", type=Path, default=Path("report.html"), help="default: report.html"
     )
     args = parser.parse_args()
-    try:
-        write_report(args.runs, args.output)
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        print(f"report.py: {line}", file=sys.stderr)
-        return 2
+    write_report(args.runs, args.output)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB; open it in a browser")
     return 0
 

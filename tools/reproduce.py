@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-from evonorm import list_norm_acts
+from evonorm import check_norm_act
 from evonorm_repro.experiment import reproduce
 from evonorm_repro.present import as_table, as_text
 from evonorm_repro.tables import SCALES, TABLES
-from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.command_line import run_tool
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
 from evonorm_runs.grid import run_jobs
 
@@ -63,24 +64,15 @@ def parse() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
+@run_tool("reproduce.py", stopped="stopped; the same command goes on")
 def main() -> int:
     args = parse()
-    try:
-        check(args)
-        with warnings.catch_warnings():
-            # Importing Detectron2 warns that TorchScript is deprecated.
-            warnings.simplefilter("ignore", FutureWarning)
-            text, complete = run(args)
-        print(text)
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        print(f"reproduce.py: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("reproduce.py: stopped; the same command goes on", file=sys.stderr)
-        return 130
+    check(args)
+    with warnings.catch_warnings():
+        # Importing Detectron2 warns that TorchScript is deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        text, complete = run(args)
+    print(text)
     return 0 if complete else 1
 
 
@@ -89,9 +81,9 @@ def check(args: argparse.Namespace) -> None:
     args.model = args.model or models[0]
     if args.model not in models:
         raise UserError(f"--model {args.model}: {args.table} has {', '.join(models)}")
-    unknown = [norm for norm in args.norms or () if norm not in list_norm_acts()]
-    if unknown:
-        raise UserError(f"--norms {unknown[0]}: known are {', '.join(list_norm_acts())}")
+    with user_errors(ValueError, prefix="--norms: "):
+        for norm in args.norms or ():
+            check_norm_act(norm)
     for name in ("seeds", "at_once"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")

@@ -23,7 +23,8 @@ from evonorm_gan.sampling import (
     tile,
     write_png,
 )
-from evonorm_runs.errors import UserError, user_error_line, user_errors
+from evonorm_runs.command_line import run_tool
+from evonorm_runs.errors import UserError, user_errors
 
 # The commands: each takes the generator and its classes, and returns the picture and its caption.
 
@@ -182,16 +183,10 @@ def run(args: argparse.Namespace) -> str:
     return f"{args.output}: {about} (step {step})"
 
 
+@run_tool("sample_gan.py")
 def main() -> int:
     args = parse_arguments()
-    try:
-        print(run(args))
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        print(f"sample_gan.py: {line}", file=sys.stderr)
-        return 2
+    print(run(args))
     return 0
 
 

@@ -17,8 +17,9 @@ with warnings.catch_warnings():
     from evonorm_d2.data import register_digits
     from evonorm_d2.run_config import load_config
     from evonorm_d2.train import check_run, evaluate, summary, train
+    from evonorm_runs.command_line import run_tool
     from evonorm_runs.distributed import process_flags
-    from evonorm_runs.errors import user_error_line, user_errors
+    from evonorm_runs.errors import user_errors
 
 
 @process_flags(cudnn_benchmark=False)
@@ -33,29 +34,20 @@ def work(cfg: CfgNode, args: argparse.Namespace) -> None:
         print(f"{summary(results)} ({cfg.OUTPUT_DIR}/metrics.json)")
 
 
+@run_tool("train_net.py", stopped="stopped; continue with --resume")
 def main() -> int:
     args = default_argument_parser().parse_args()
-    try:
-        cfg = load_config(args.config_file, args.opts)
-        register_digits()
-        check_run(cfg, args.resume, args.eval_only, args.num_gpus, args.num_machines)
-        launch(
-            work,
-            args.num_gpus,
-            args.num_machines,
-            args.machine_rank,
-            args.dist_url,
-            args=(cfg, args),
-        )
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        print(f"train_net.py: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train_net.py: stopped; continue with --resume", file=sys.stderr)
-        return 130
+    cfg = load_config(args.config_file, args.opts)
+    register_digits()
+    check_run(cfg, args.resume, args.eval_only, args.num_gpus, args.num_machines)
+    launch(
+        work,
+        args.num_gpus,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        args=(cfg, args),
+    )
     return 0
 
 

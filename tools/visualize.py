@@ -14,9 +14,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     from evonorm_d2.data import register_digits
     from evonorm_d2.visualize import draw_sheet
-    from evonorm_runs.errors import user_error_line, user_errors
+    from evonorm_runs.command_line import run_tool
+    from evonorm_runs.errors import user_errors
 
 
+@run_tool("visualize.py")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="OUTPUT_DIR of a run that was evaluated")
@@ -27,19 +29,12 @@ def main() -> int:
     )
     args = parser.parse_args()
     output = args.output or args.run / "sheet.png"
-    try:
-        if args.num < 1:
-            parser.error(f"--num must be at least 1, got {args.num}")
-        register_digits()
-        sheet = draw_sheet(args.run, args.num, args.score_threshold)
-        with user_errors(OSError, ValueError, prefix=f"{output}: "):
-            Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(output)
-    except Exception as error:
-        line = user_error_line(error)
-        if line is None:
-            raise
-        print(f"visualize.py: {line}", file=sys.stderr)
-        return 2
+    if args.num < 1:
+        parser.error(f"--num must be at least 1, got {args.num}")
+    register_digits()
+    sheet = draw_sheet(args.run, args.num, args.score_threshold)
+    with user_errors(OSError, ValueError, prefix=f"{output}: "):
+        Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(output)
     print(f"{output}: pairs of ground truth (left) and predictions (right)")
     return 0
 

@@ -69,7 +69,7 @@ def test_gpus_go_to_the_runs(monkeypatch):
     ("arguments", "line"),
     [
         (("table4", "--model", "R-18"), "--model R-18: table4 has R-50, R-101"),
-        (("table5", "--norms", "IN"), "--norms IN: known are EvoNormB0, "),
+        (("table5", "--norms", "IN"), "--norms: unknown norm-act 'IN': "),
         (("table2", "--seeds", "0"), "--seeds must be at least 1"),
         (("table2", "--at-once", "-1"), "--at-once must be at least 1"),
         (("table2", "--lrs", "1", "-1"), "--lrs must be positive"),
