@@ -9,16 +9,19 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from evonorm import check_linear, is_norm_act
+from evonorm_runs.errors import user_errors
+
 # Importing them registers the components.
 from . import heads, paper  # noqa: F401
-from .norm import check_known, is_norm_act
+from .norm import check_norm
 
 _BACKBONES = {
     "build_resnet_backbone": "build_norm_act_resnet_backbone",
     "build_resnet_fpn_backbone": "build_norm_act_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone": "build_norm_act_retinanet_resnet_fpn_backbone",
 }
-# A key: the key that names the component which reads it, and ours for each stock component.
+# For each key: the key that names the component which reads it, and ours for each stock one.
 COMPONENTS = {
     "RESNETS.NORM": ("BACKBONE.NAME", _BACKBONES),
     "FPN.NORM": ("BACKBONE.NAME", _BACKBONES),
@@ -48,17 +51,18 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
 
     MODEL.RPN.NORM: norm of the RPN head's conv; "" for none, as in Detectron2.
     MODEL.FPN.PAD_TO: pad batches to multiples of this size, in pixels; 0 as little as possible.
-    MODEL.EVONORM: the norm-acts' options, as :func:`evonorm.build_norm_act`'s (EPS None: each
-        layer's own); ZERO_INIT_LAST lets the weight of each residual branch's last norm start at 0.
+    MODEL.EVONORM: the options of norm-acts, which :func:`evonorm.build_norm_act` describes. EPS
+        None leaves each layer its own. LINEAR is what stands where no activation follows: "",
+        affine, BN, GN, LN or a formula. ZERO_INIT_LAST lets the weight of the last norm of each
+        residual branch start at 0.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
         return cfg
     cfg.MODEL.RPN.NORM = ""
     cfg.MODEL.FPN.PAD_TO = 0
-    cfg.MODEL.EVONORM = CfgNode(
-        {"NUM_GROUPS": 32, "EPS": None, "MOMENTUM": 0.1, "SYNC": False, "ZERO_INIT_LAST": False}
-    )
+    options = {"NUM_GROUPS": 32, "EPS": None, "MOMENTUM": 0.1, "SYNC": False, "LINEAR": ""}
+    cfg.MODEL.EVONORM = CfgNode({**options, "ZERO_INIT_LAST": False})
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg
 
@@ -72,13 +76,17 @@ def resolve(cfg: CfgNode) -> CfgNode:
         cfg itself.
 
     Raises:
-        ValueError: an unknown norm, or a component in which a ReLU would follow the norm-act.
+        ValueError: an unknown norm, a broken formula, or a component in which a ReLU would follow
+            the norm-act.
     """
     changes = {}
     for key, norm in _norm_keys(cfg.MODEL):
-        check_known(f"MODEL.{key}", norm)
+        check_norm(f"MODEL.{key}", norm)
         if is_norm_act(norm):
             changes |= _swap(cfg, key, norm)
+    if "EVONORM" in cfg.MODEL:
+        with user_errors(ValueError, prefix="MODEL.EVONORM.LINEAR: "):
+            check_linear(cfg.MODEL.EVONORM.LINEAR)
     for key in _ONLY_OURS if "EVONORM" in cfg.MODEL else ():
         name_key, ours = COMPONENTS[key]
         name = _get(cfg, name_key)

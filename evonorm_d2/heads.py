@@ -19,7 +19,9 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, Standa
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from torch import nn
 
-from .norm import Norm, as_norm, drop_relu, is_norm_act, level_norm, norm_from_config
+from evonorm import is_norm_act
+
+from .norm import Norm, as_norm, drop_relu, level_norm, norm_from_config
 
 
 class _NormActConvs:

@@ -1,4 +1,4 @@
-"""For LazyConfig: the same swap, of classes instead of names."""
+"""The same swap for LazyConfig, of classes instead of names."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsamp
 from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig
 
+from evonorm import check_linear, is_norm_act
+
 from .fpn import NormActFPN
 from .heads import (
     NormActConvFCHead,
@@ -26,7 +28,7 @@ from .heads import (
     NormActRPNHead,
     NormActSemSegFPNHead,
 )
-from .norm import Norm, check_known, is_norm_act
+from .norm import Norm, check_norm
 from .resnet import (
     NormActBasicBlock,
     NormActBottleneckBlock,
@@ -53,18 +55,20 @@ def resolve_lazy(model: DictConfig, **options: Any) -> DictConfig:
     """Swap stock classes for ours wherever a norm argument names a norm-act, in place.
 
     Set `norm` or `conv_norm` of a LazyConfig's model (`model.proposal_generator.head.norm` too) to
-    a norm-act's name, call this, and instantiate as always.
+    a norm-act's name or formula, call this, and instantiate as always.
 
     Args:
         model: the model's LazyCall node.
-        options: the norm-acts' options, see :func:`evonorm.build_norm_act`.
+        options: of the norm-acts, such as `linear="GN"`; see :func:`evonorm.build_norm_act`.
 
     Returns:
         model itself.
 
     Raises:
-        ValueError: an unknown norm, or a class in which a ReLU would follow the norm-act.
+        ValueError: an unknown norm, a broken formula, or a class in which a ReLU would follow the
+            norm-act.
     """
+    check_linear(options.get("linear", ""))
     changes = [change for node in _nodes(model) for change in _changes(node, options)]
     for node, key, value in changes:
         node[key] = value
@@ -91,9 +95,9 @@ def _changes(node: DictConfig, options: dict[str, Any]) -> list[tuple[DictConfig
     stages = target in (ResNet.make_default_stages, ResNet.make_stage)
     if stages or target in _OURS:
         for key, norm in norms.items():
-            check_known(f"{key} of {target.__name__}", norm)
+            check_norm(f"{key} of {target.__name__}", norm)
     named = {key: norm for key, norm in norms.items() if is_norm_act(norm)}
-    # The stock RPN head has a place for no norm at all, Detectron2's own included.
+    # The stock RPN head has no place for any norm, not even for Detectron2's own.
     if not named and not (target is StandardRPNHead and norms["norm"]):
         return []
     what = "_target_"

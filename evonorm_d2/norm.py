@@ -1,4 +1,4 @@
-"""What a NORM key means here: a registered norm-act with its options, or Detectron2's own norm."""
+"""What a NORM key means here: a norm-act with its options, or one of Detectron2's own norms."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from detectron2.config import CfgNode
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
-from evonorm import build_norm_act, list_norm_acts
+from evonorm import build_norm_act, check_norm_act, is_norm_act
 from evonorm.base import NormAct
 
 
-def is_norm_act(norm: Any) -> bool:
-    """Whether `norm`, the value of a NORM key, names a registered norm-act."""
-    return isinstance(norm, str) and norm in list_norm_acts()
-
-
-def check_known(where: str, norm: Any) -> None:
-    """Raise a ValueError if `norm`, found at `where`, names neither a norm-act nor a stock norm."""
-    if not isinstance(norm, str) or is_norm_act(norm):
+def check_norm(where: str, norm: Any) -> None:
+    """Raise a ValueError if `norm`, found at `where`, is neither a norm-act nor a stock norm."""
+    if not isinstance(norm, str) or _is_stock(norm):
         return
+    try:
+        check_norm_act(norm)
+    except ValueError as error:
+        others = "" if is_norm_act(norm) else ", and Detectron2's own, such as BN and GN"
+        raise ValueError(f"{where}: {error}{others}") from None
+
+
+def _is_stock(norm: str) -> bool:
     try:
         get_norm(norm, 32)
     except KeyError:
-        try:
-            build_norm_act(norm, 32)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}, and Detectron2's BN, GN, ...") from None
+        return False
+    return True
 
 
 class Norm:
     """A norm-act with its options, a callable of the channels as Detectron2's `get_norm` takes.
 
     Args:
-        name: of a registered norm-act.
+        name: of a registered norm-act, or a formula.
         activation: False for a place where no activation follows.
         options: see :func:`evonorm.build_norm_act`.
     """
@@ -55,7 +56,7 @@ class Norm:
 
 
 def as_norm(norm: Any) -> Any:
-    """A :class:`Norm` for a norm-act's name; Detectron2's own names and callables stay."""
+    """A :class:`Norm` for a name or a formula; Detectron2's own names and callables stay."""
     return Norm(norm) if is_norm_act(norm) else norm
 
 
@@ -66,7 +67,12 @@ def norm_from_config(cfg: CfgNode, norm: str) -> Any:
     if "EVONORM" not in cfg.MODEL:
         return Norm(norm)
     node = cfg.MODEL.EVONORM
-    options = {"num_groups": node.NUM_GROUPS, "momentum": node.MOMENTUM, "sync": node.SYNC}
+    options = {
+        "num_groups": node.NUM_GROUPS,
+        "momentum": node.MOMENTUM,
+        "sync": node.SYNC,
+        "linear": node.LINEAR,
+    }
     if node.EPS is not None:
         options["eps"] = node.EPS
     return Norm(norm, **options)
