@@ -95,11 +95,12 @@ def run(*command, **environment):
 def test_detectron2s_own_tools(digits, tmp_path):
     script = tmp_path / "train_net.py"
     script.write_text(TRAIN_NET)
-    norms = ("RESNETS.NORM", "FPN.NORM", "RPN.NORM", "ROI_MASK_HEAD.NORM")
+    norms = ("RESNETS.NORM", "FPN.NORM", "RPN.NORM")
     out = run(
         str(script),
         *("--config-file", model_zoo.get_config_file(MASK_RCNN)),
         *(x for key in norms for x in (f"MODEL.{key}", "EvoNormB0")),
+        *("MODEL.ROI_MASK_HEAD.NORM", "x * tanh(v1 * x) / std_g(x)", "MODEL.EVONORM.LINEAR", "GN"),
         *("MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.FREEZE_AT", "0"),
         *("MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32"),
         *("MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.FPN.OUT_CHANNELS", "32"),

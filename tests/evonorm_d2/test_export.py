@@ -33,7 +33,7 @@ FIELDS = {
     "pred_classes": Tensor,
     "pred_masks": Tensor,
 }
-NORMS = ["EvoNormS0", "EvoNormB0"]
+NORMS = ["EvoNormS0", "EvoNormB0", "max(x, v0) / (1 + abs(v1 * mean_b(x)))"]
 
 
 @pytest.fixture
@@ -111,7 +111,9 @@ DETECTORS = {
     "paper": (PAPER, {}),
     "retinanet": (("TEST.DETECTIONS_PER_IMAGE", 100), RETINANET),
 }
-CASES = [(norm, d) for norm in NORMS for d in DETECTORS] + [("GN", "mask"), ("GN", "paper")]
+CASES = [(norm, d) for norm in NORMS for d in DETECTORS]
+CASES += [("EvoNormS0", "linear"), ("GN", "mask"), ("GN", "paper")]
+DETECTORS["linear"] = (("MODEL.EVONORM.LINEAR", "GN"), {})
 
 
 def images(size):

@@ -117,6 +117,18 @@ class TestTraining:
         assert line.startswith(f"train_net.py: {image}: ")
 
 
+@pytest.mark.slow
+def test_a_formula_on_the_command_line(command, tmp_path):
+    """Trained for two steps, then evaluated from the run's own config."""
+    norm = ("MODEL.RESNETS.NORM", "x * tanh(v1 * x) / std_g(x)", "MODEL.EVONORM.LINEAR", "GN")
+    run(*command("EvoNormS0", *norm, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 2))
+    config = ["--config-file", str(tmp_path / "config.yaml"), "--eval-only", "--resume"]
+    (python, tool, *_), environment = command("EvoNormS0")
+    run([python, tool, *config], environment)
+    *_, trained, evaluated = lines(tmp_path)
+    assert repr(evaluated) == repr(trained) and evaluated["iteration"] == 2
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
