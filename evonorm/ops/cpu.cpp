@@ -1,5 +1,5 @@
-// The operators on a CPU: what the loops of cpu_kernels.cpp need is worked out here, and their sums
-// are turned into statistics and gradients. The formulas are explained in reference.py.
+// The operators on a CPU. This file works out the coefficients that the kernels of cpu_kernels.cpp
+// take, and turns their sums into statistics and gradients. reference.py explains the formulas.
 #include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
@@ -18,12 +18,12 @@ using std::optional;
 
 constexpr double LOG2_E = 1.44269504088896340736;
 
-// A parameter (C,) or (N, C), or a constant in its place.
+// A parameter of shape (C,) or (N, C), or a constant in the place of None.
 template <typename A>
 class Parameter {
  public:
-  Parameter(const optional<Tensor>& given, const Tensor& x, double otherwise, const char* name)
-      : otherwise_(otherwise) {
+  Parameter(const optional<Tensor>& given, const Tensor& x, double constant, const char* name)
+      : constant_(constant) {
     if (!given) return;
     const bool per_sample = given->dim() == 2 && given->size(0) == x.size(0);
     TORCH_CHECK(
@@ -35,13 +35,13 @@ class Parameter {
     step_ = given->dim() == 2 ? x.size(1) : 0;
   }
 
-  A operator()(int64_t n, int64_t c) const { return values_ ? values_[n * step_ + c] : otherwise_; }
+  A operator()(int64_t n, int64_t c) const { return values_ ? values_[n * step_ + c] : constant_; }
 
  private:
   Tensor kept_;
   const A* values_ = nullptr;
   int64_t step_ = 0;
-  A otherwise_;
+  A constant_;
 };
 
 template <typename T>
@@ -60,77 +60,78 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(
     const optional<Tensor>& weight_, const optional<Tensor>& bias_, int64_t groups, double eps,
     Kind kind) {
   using A = typename Wide<T>::type;
-  const bool whole = kind.batch && !var_;
-  Problem<T> p(x, kind, whole, groups, !kind.batch, MOMENTS,
-               kind.batch ? int(Batch::FORWARD) : int(Sample::FORWARD));
-  const int64_t N = p.batch, C = p.channels;
+  const bool own_var = kind.series_b && !var_;
+  Problem<T> problem(x, kind, own_var, groups, !kind.series_b, MOMENTS,
+                     kind.series_b ? int(SeriesB::FORWARD) : int(SeriesS::FORWARD));
+  const int64_t N = problem.batch, C = problem.channels;
   const Parameter<A> v(v_, x, 1, "v"), var(var_, x, 0, "var"), weight(weight_, x, 1, "weight"),
       bias(bias_, x, 0, "bias");
   const auto options = x.options().dtype(c10::CppTypeToScalarType<A>::value);
-  Tensor y = p.output(), stats = at::empty({2, N, p.groups}, options);
-  Tensor batch_stats = at::empty({2, whole ? C : 0}, options);
-  if (whole && x.numel() == 0) batch_stats.zero_();
+  Tensor y = problem.output(), stats = at::empty({2, N, problem.groups}, options);
+  Tensor batch_stats = at::empty({2, own_var ? C : 0}, options);
+  if (own_var && x.numel() == 0) batch_stats.zero_();
   A* mean = stats.template data_ptr<A>();
-  A* scale = mean + N * p.groups;
+  A* s = mean + N * problem.groups;
   A* of_batch = batch_stats.template data_ptr<A>();
-  const auto scale_of = [&](const Moments& m) {
+  const auto s_of = [&](const Moments& m) {
     return std::sqrt(m.variance + (kind.centred ? 0 : m.mean * m.mean) + eps);
   };
 
-  const auto finish_sample = [&](Work<T>& work, const Block& b) {
-    work.each_group(b, [&](int64_t u, const Block& group) {
+  const auto finish_s = [&](Work<T>& work, const Slab& slab) {
+    work.each_group(slab, [&](int64_t at, const Slab& group) {
       const Moments m = work.moments_of_group(group);
-      mean[u] = m.mean;
-      scale[u] = scale_of(m);
-      const A factor = 1 / scale[u];
-      work.each(group, [&](int64_t i, int64_t n, int64_t c) {
-        work.coefficient(Sample::RATE)[i] = A(-LOG2_E) * v(n, c);
-        work.coefficient(Sample::A)[i] = weight(n, c) * factor;
-        work.coefficient(Sample::B)[i] = bias(n, c);
+      mean[at] = m.mean;
+      s[at] = s_of(m);
+      const A inverse = 1 / s[at];
+      work.each_plane(group, [&](int64_t i, int64_t n, int64_t c) {
+        work.coefficient(SeriesS::RATE)[i] = A(-LOG2_E) * v(n, c);
+        work.coefficient(SeriesS::SCALE)[i] = weight(n, c) * inverse;
+        work.coefficient(SeriesS::BIAS)[i] = bias(n, c);
       });
     });
   };
 
-  const auto finish_batch = [&](Work<T>& work, const Block& b) {
-    std::vector<double> means(b.width()), variances(b.width());
-    if (whole) {
-      work.each(b, [&](int64_t i, int64_t, int64_t c) {
-        means[c - b.c_begin] += work.moments_of_plane(i).mean / N;
+  const auto finish_b = [&](Work<T>& work, const Slab& slab) {
+    std::vector<double> means(slab.channels()), variances(slab.channels());
+    if (own_var) {
+      work.each_plane(slab, [&](int64_t i, int64_t, int64_t c) {
+        means[c - slab.c_begin] += work.moments_of_plane(i).mean / N;
       });
-      work.each(b, [&](int64_t i, int64_t, int64_t c) {
+      work.each_plane(slab, [&](int64_t i, int64_t, int64_t c) {
         const Moments m = work.moments_of_plane(i);
-        const double delta = m.mean - means[c - b.c_begin];
-        variances[c - b.c_begin] += (m.variance + delta * delta) / N;
+        const double delta = m.mean - means[c - slab.c_begin];
+        variances[c - slab.c_begin] += (m.variance + delta * delta) / N;
       });
-      std::copy(means.begin(), means.end(), of_batch + b.c_begin);
-      std::copy(variances.begin(), variances.end(), of_batch + C + b.c_begin);
+      std::copy(means.begin(), means.end(), of_batch + slab.c_begin);
+      std::copy(variances.begin(), variances.end(), of_batch + C + slab.c_begin);
     }
-    std::vector<A> floors(b.width());
-    for (int64_t k = 0; k < b.width(); k++) {
-      floors[k] = std::sqrt((whole ? variances[k] : var(0, b.c_begin + k)) + eps);
+    std::vector<A> floors(slab.channels());
+    for (int64_t k = 0; k < slab.channels(); k++) {
+      floors[k] = std::sqrt((own_var ? variances[k] : var(0, slab.c_begin + k)) + eps);
     }
-    work.each(b, [&](int64_t i, int64_t n, int64_t c) {
+    work.each_plane(slab, [&](int64_t i, int64_t n, int64_t c) {
       const Moments m = work.moments_of_plane(i);
       mean[n * C + c] = m.mean;
-      scale[n * C + c] = scale_of(m);
-      work.set_denominator(i, v(n, c), scale[n * C + c], floors[c - b.c_begin]);
-      work.coefficient(Batch::A)[i] = weight(n, c);
-      work.coefficient(Batch::B)[i] = bias(n, c);
+      s[n * C + c] = s_of(m);
+      work.set_denominator(i, v(n, c), s[n * C + c], floors[c - slab.c_begin]);
+      work.coefficient(SeriesB::SCALE)[i] = weight(n, c);
+      work.coefficient(SeriesB::BIAS)[i] = bias(n, c);
     });
   };
 
   if (x.numel() == 0) return {y, stats, batch_stats};
   const Kernels<T>& k = kernels<T>();
-  const auto nothing = [](Work<T>&, const Block&) {};
-  if (kind.batch) {
-    p.run(nothing, k.moments, finish_batch, k.batch_forward);
+  const auto nothing = [](Work<T>&, const Slab&) {};
+  if (kind.series_b) {
+    problem.run(nothing, k.moments, finish_b, k.b_forward);
   } else {
-    p.run(nothing, k.moments, finish_sample, k.sample_forward);
+    problem.run(nothing, k.moments, finish_s, k.s_forward);
   }
   return {y, stats, batch_stats};
 }
 
-// A gradient (N, C) as one of a parameter: summed over the samples for (C,), nothing for None.
+// The gradient of a parameter from the gradients by sample and channel, `values` of shape (N, C).
+// They are added up for a parameter of shape (C,). The result is empty for None.
 template <typename A>
 Tensor gradient(const A* values, const optional<Tensor>& parameter, int64_t n, int64_t c) {
   if (!parameter) return at::empty({0}, at::kFloat);
@@ -154,102 +155,103 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_as(
     const optional<Tensor>& weight_, const optional<Tensor>& bias_, const Tensor& stats,
     const Tensor& batch_stats, int64_t groups, double eps, Kind kind) {
   using A = typename Wide<T>::type;
-  const bool whole = kind.batch && !var_;
-  Problem<T> p(x, kind, whole, groups, false, kind.batch ? int(Batch::SUMS) : int(Sample::SUMS),
-               kind.batch ? int(Batch::BACKWARD) : int(Sample::BACKWARD));
-  const int64_t N = p.batch, C = p.channels;
+  const bool own_var = kind.series_b && !var_;
+  Problem<T> problem(x, kind, own_var, groups, false,
+                     kind.series_b ? int(SeriesB::SUMS) : int(SeriesS::SUMS),
+                     kind.series_b ? int(SeriesB::BACKWARD) : int(SeriesS::BACKWARD));
+  const int64_t N = problem.batch, C = problem.channels;
   const Parameter<A> v(v_, x, 1, "v"), var(var_, x, 0, "var"), weight(weight_, x, 1, "weight");
-  TORCH_CHECK(stats.is_contiguous() && stats.numel() == 2 * N * p.groups &&
-              batch_stats.is_contiguous() && batch_stats.numel() == (whole ? 2 * C : 0),
+  TORCH_CHECK(stats.is_contiguous() && stats.numel() == 2 * N * problem.groups &&
+              batch_stats.is_contiguous() && batch_stats.numel() == (own_var ? 2 * C : 0),
               "stats and batch_stats should be those of the forward pass");
-  p.reduced.dy = p.pass.dy = p.data(dy);
-  Tensor dx = p.output();
+  problem.reduce_pass.dy = problem.map_pass.dy = problem.data(dy);
+  Tensor dx = problem.output();
   const A* mean = stats.template const_data_ptr<A>();
-  const A* scale = mean + N * p.groups;
+  const A* s = mean + N * problem.groups;
   const A* of_batch = batch_stats.template const_data_ptr<A>();
-  // Of each sample and channel.
+  // The gradients of v, var, weight and bias by sample and channel, (4, N, C).
   std::unique_ptr<A[]> gradients(new A[4 * N * C]);
   A *dv = gradients.get(), *dvar = dv + N * C, *dweight = dvar + N * C, *dbias = dweight + N * C;
 
-  const auto prepare_sample = [&](Work<T>& work, const Block& b) {
-    work.each_group(b, [&](int64_t u, const Block& group) {
-      const A factor = 1 / scale[u];
-      work.each(group, [&](int64_t i, int64_t n, int64_t c) {
-        work.coefficient(Sample::RATE)[i] = A(-LOG2_E) * v(n, c);
-        work.coefficient(Sample::A)[i] = weight(n, c) * factor;
+  const auto prepare_s = [&](Work<T>& work, const Slab& slab) {
+    work.each_group(slab, [&](int64_t at, const Slab& group) {
+      const A inverse = 1 / s[at];
+      work.each_plane(group, [&](int64_t i, int64_t n, int64_t c) {
+        work.coefficient(SeriesS::RATE)[i] = A(-LOG2_E) * v(n, c);
+        work.coefficient(SeriesS::SCALE)[i] = weight(n, c) * inverse;
       });
     });
   };
 
-  const auto finish_sample = [&](Work<T>& work, const Block& b) {
-    work.each_group(b, [&](int64_t u, const Block& group) {
-      const double centre = mean[u], r = 1. / scale[u];
-      double along = 0;  // dy * num * weight, summed over the group
-      work.each(group, [&](int64_t i, int64_t n, int64_t c) {
-        const auto sums = work.template sums_of_plane<Sample::SUMS>(i);
+  const auto finish_s = [&](Work<T>& work, const Slab& slab) {
+    work.each_group(slab, [&](int64_t at, const Slab& group) {
+      const double centre = mean[at], inverse = 1. / s[at];
+      double total = 0;  // of dy * num * weight over the group
+      work.each_plane(group, [&](int64_t i, int64_t n, int64_t c) {
+        const auto sums = work.template sums_of_plane<SeriesS::SUMS>(i);
         const double w = weight(n, c);
-        along += w * sums[Sample::BY_SCALE];
-        dv[n * C + c] = w * r * sums[Sample::BY_V];
-        dweight[n * C + c] = sums[Sample::BY_SCALE] * r;
-        dbias[n * C + c] = sums[Sample::BY_BIAS];
+        total += w * sums[SeriesS::BY_SCALE];
+        dv[n * C + c] = w * inverse * sums[SeriesS::BY_V];
+        dweight[n * C + c] = sums[SeriesS::BY_SCALE] * inverse;
+        dbias[n * C + c] = sums[SeriesS::BY_BIAS];
       });
-      const double slope = -along * r * r * r / (p.of_group * p.plane);
-      work.each(group, [&](int64_t i, int64_t, int64_t) {
-        work.coefficient(Sample::CENTRE)[i] = centre;
-        work.coefficient(Sample::P)[i] = slope;
-        work.coefficient(Sample::Q)[i] = kind.centred ? 0 : slope * centre;
+      const double p = -total * inverse * inverse * inverse / (problem.group_channels * problem.plane_size);
+      work.each_plane(group, [&](int64_t i, int64_t, int64_t) {
+        work.coefficient(SeriesS::CENTRE)[i] = centre;
+        work.coefficient(SeriesS::P)[i] = p;
+        work.coefficient(SeriesS::Q)[i] = kind.centred ? 0 : p * centre;
       });
     });
   };
 
-  const auto prepare_batch = [&](Work<T>& work, const Block& b) {
-    work.each(b, [&](int64_t i, int64_t n, int64_t c) {
-      const double of_channel = whole ? of_batch[C + c] : var(0, c);
-      work.set_denominator(i, v(n, c), scale[n * C + c], std::sqrt(of_channel + eps));
-      work.coefficient(Batch::A)[i] = weight(n, c);
+  const auto prepare_b = [&](Work<T>& work, const Slab& slab) {
+    work.each_plane(slab, [&](int64_t i, int64_t n, int64_t c) {
+      const double variance = own_var ? of_batch[C + c] : var(0, c);
+      work.set_denominator(i, v(n, c), s[n * C + c], std::sqrt(variance + eps));
+      work.coefficient(SeriesB::SCALE)[i] = weight(n, c);
     });
   };
 
-  const auto finish_batch = [&](Work<T>& work, const Block& b) {
-    std::vector<double> by_var(b.width());
-    work.each(b, [&](int64_t i, int64_t n, int64_t c) {
-      const auto sums = work.template sums_of_plane<Batch::SUMS>(i);
+  const auto finish_b = [&](Work<T>& work, const Slab& slab) {
+    std::vector<double> by_var(slab.channels());
+    work.each_plane(slab, [&](int64_t i, int64_t n, int64_t c) {
+      const auto sums = work.template sums_of_plane<SeriesB::SUMS>(i);
       const int64_t at = n * C + c;
-      const double w = weight(n, c), of_floor = -w * sums[Batch::BY_FLOOR];
-      double by_scale = -w * sums[Batch::BY_RISE];
-      if (kind.variant == '1') by_scale -= w * sums[Batch::BY_SLOPE];
-      const double slope = by_scale / (double(scale[at]) * p.plane);
-      const double d_var = of_floor / (2 * work.coefficient(Batch::FLOOR)[i]);
-      dv[at] = -w * sums[Batch::BY_SLOPE];
+      const double w = weight(n, c), by_floor = -w * sums[SeriesB::BY_FLOOR];
+      double by_s = -w * sums[SeriesB::BY_RISE];
+      if (kind.variant == '1') by_s -= w * sums[SeriesB::BY_SLOPE];
+      const double p = by_s / (double(s[at]) * problem.plane_size);
+      const double d_var = by_floor / (2 * work.coefficient(SeriesB::FLOOR)[i]);
+      dv[at] = -w * sums[SeriesB::BY_SLOPE];
       dvar[at] = d_var;
-      dweight[at] = sums[Batch::BY_SCALE];
-      dbias[at] = sums[Batch::BY_BIAS];
-      by_var[c - b.c_begin] += d_var;
-      work.coefficient(Batch::CENTRE)[i] = mean[at];
-      work.coefficient(Batch::P)[i] = slope;
-      work.coefficient(Batch::Q)[i] = kind.centred ? 0 : slope * mean[at];
+      dweight[at] = sums[SeriesB::BY_SCALE];
+      dbias[at] = sums[SeriesB::BY_BIAS];
+      by_var[c - slab.c_begin] += d_var;
+      work.coefficient(SeriesB::CENTRE)[i] = mean[at];
+      work.coefficient(SeriesB::P)[i] = p;
+      work.coefficient(SeriesB::Q)[i] = kind.centred ? 0 : p * mean[at];
     });
-    if (!whole) return;
-    work.each(b, [&](int64_t i, int64_t n, int64_t c) {
-      const double slope = 2 * by_var[c - b.c_begin] / (N * p.plane);
-      work.coefficient(Batch::P)[i] += slope;
-      work.coefficient(Batch::Q)[i] += slope * (mean[n * C + c] - of_batch[c]);
+    if (!own_var) return;
+    work.each_plane(slab, [&](int64_t i, int64_t n, int64_t c) {
+      const double p = 2 * by_var[c - slab.c_begin] / (N * problem.plane_size);
+      work.coefficient(SeriesB::P)[i] += p;
+      work.coefficient(SeriesB::Q)[i] += p * (mean[n * C + c] - of_batch[c]);
     });
   };
 
   const Kernels<T>& k = kernels<T>();
   if (x.numel() == 0) {
     std::fill(dv, dv + 4 * N * C, A(0));
-  } else if (kind.batch) {
-    p.run(prepare_batch, k.batch_sums, finish_batch, k.batch_backward);
+  } else if (kind.series_b) {
+    problem.run(prepare_b, k.b_sums, finish_b, k.b_backward);
   } else {
-    p.run(prepare_sample, k.sample_sums, finish_sample, k.sample_backward);
+    problem.run(prepare_s, k.s_sums, finish_s, k.s_backward);
   }
   return {dx, gradient<A>(dv, v_, N, C), gradient<A>(dvar, var_, N, C),
           gradient<A>(dweight, weight_, N, C), gradient<A>(dbias, bias_, N, C)};
 }
 
-// x as it is when contiguous or channels_last.
+// x itself where it is contiguous or channels_last, else a contiguous copy.
 Tensor dense(const Tensor& x) {
   TORCH_CHECK(x.dim() == 4, "x should be (N, C, H, W), not of shape ", x.sizes());
   return x.contiguous(x.is_contiguous() ? at::MemoryFormat::Contiguous : x.suggest_memory_format());

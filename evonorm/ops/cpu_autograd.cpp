@@ -1,5 +1,5 @@
-// The gradient of evonorm::forward on a CPU, as in __init__.py, which has it for other devices: in
-// C++ a call takes half the time, which small maps notice.
+// The gradient of evonorm::forward on a CPU. __init__.py registers the same in Python for the other
+// devices. In C++ a call takes half the time, which makes a difference on small maps.
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -31,7 +31,8 @@ Outputs forward(const Tensor& x, Parameter v, Parameter var, Parameter weight, P
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dy, const Tensor& x, Parameter v, Parameter var, Parameter weight, Parameter bias,
-    const Tensor& stats, const Tensor& batch_stats, int64_t groups, double eps, c10::string_view kind) {
+    const Tensor& stats, const Tensor& batch_stats, int64_t groups, double eps,
+    c10::string_view kind) {
   static const auto op = find<decltype(backward)>("evonorm::backward");
   return op.call(dy, x, v, var, weight, bias, stats, batch_stats, groups, eps, kind);
 }
@@ -66,10 +67,12 @@ struct EvoNorm : torch::autograd::Function<EvoNorm> {
     if (!dy.defined()) return gradients;
     variable_list in = ctx->get_saved_variables();
     std::array<bool, inputs> needed;
-    for (int k = 0, edge = 0; k < inputs; k++) {  // None has no edge
+    for (int k = 0, edge = 0; k < inputs; k++) {  // an input that is None has no edge
       needed[k] = in[k].defined() && ctx->needs_input_grad(edge++);
     }
-    const auto given = [&](int k) { return in[k].defined() ? optional<Tensor>(in[k]) : std::nullopt; };
+    const auto given = [&](int k) {
+      return in[k].defined() ? optional<Tensor>(in[k]) : std::nullopt;
+    };
     const int64_t groups = ctx->saved_data["groups"].toInt();
     const double eps = ctx->saved_data["eps"].toDouble();
     const std::string& kind = ctx->saved_data["kind"].toStringRef();
@@ -82,9 +85,10 @@ struct EvoNorm : torch::autograd::Function<EvoNorm> {
       }
       return gradients;
     }
-    variable_list wanted;  // for a second derivative
+    // A second derivative is wanted, so the gradient itself has to be differentiable.
+    variable_list wanted;
     for (int k = 0; k < inputs; k++) {
-      // Aliases, as an input may depend on another one (the batch variance on x).
+      // The inputs are replaced by aliases, as one may depend on another (the batch variance on x).
       if (in[k].defined()) in[k] = in[k].view_as(in[k]);
       if (needed[k]) wanted.push_back(in[k]);
     }
@@ -97,8 +101,8 @@ struct EvoNorm : torch::autograd::Function<EvoNorm> {
   }
 };
 
-Outputs differentiable(const Tensor& x, Parameter v, Parameter var, Parameter weight, Parameter bias,
-                       int64_t groups, double eps, c10::string_view kind) {
+Outputs differentiable(const Tensor& x, Parameter v, Parameter var, Parameter weight,
+                       Parameter bias, int64_t groups, double eps, c10::string_view kind) {
   if (!at::GradMode::is_enabled()) return forward(x, v, var, weight, bias, groups, eps, kind);
   const variable_list y = EvoNorm::apply(x, v, var, weight, bias, groups, eps, std::string(kind));
   return {y[0], y[1], y[2]};

@@ -1,6 +1,7 @@
-// The loops over a tensor's values. Compiled once per instruction set, INSTRUCTION_SET being the
-// function of cpu_kernels.h to define. All else is local to this file, and no library is included:
-// the linker must not share a function that uses AVX with code that runs everywhere.
+// The loops over a tensor's values, in the words of cpu_kernels.h. setup.py compiles this file once
+// per instruction set: INSTRUCTION_SET is the name of the function of cpu_kernels.h that is defined
+// here. All else is local to this file, and the file includes no library, as the linker must not
+// share a function that uses AVX with code that runs everywhere.
 #include "cpu_kernels.h"
 
 #include <type_traits>
@@ -11,7 +12,7 @@
 namespace evonorm {
 namespace {
 
-// The compiler would call them, and pass vectors through memory.
+// Without these the compiler would call the functions, and pass vectors through memory.
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
@@ -23,7 +24,8 @@ namespace {
 #define REGISTER 16
 #endif
 
-// Vectors of the compiler's (GCC and Clang). Larger than a register, GCC takes some apart.
+// The vectors of GCC and Clang. They have the size of a register, as GCC takes some operations on
+// larger ones apart.
 template <typename A>
 struct VectorOf {
   typedef A type __attribute__((vector_size(REGISTER)));
@@ -35,15 +37,16 @@ typedef int64_t I64 __attribute__((vector_size(REGISTER)));
 typedef uint32_t U32 __attribute__((vector_size(REGISTER)));
 typedef uint16_t U16 __attribute__((vector_size(REGISTER / 2)));
 
-// How many values of a vector count: a constant for all of them.
+// How many lanes of a vector count: this constant says all of them, a plain number some of them.
 template <typename A> using All = std::integral_constant<int64_t, VectorOf<A>::lanes>;
 constexpr bool is_all(int64_t) { return false; }
-template <int64_t lanes> constexpr bool is_all(std::integral_constant<int64_t, lanes>) { return true; }
+template <int64_t lanes>
+constexpr bool is_all(std::integral_constant<int64_t, lanes>) { return true; }
 
 INLINE Vector<float> widen(Vector<float> x, float) { return x; }
 INLINE Vector<double> widen(Vector<double> x, double) { return x; }
 INLINE Vector<float> widen(U16 x, BFloat16) {
-#if defined(__AVX512F__)  // here and below, where the compiler does not find the one instruction
+#if defined(__AVX512F__)  // here and below: the compiler does not find the one instruction
   return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16);
 #elif defined(__AVX2__)
   return (Vector<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)x), 16);
@@ -57,7 +60,7 @@ INLINE Vector<float> widen(U16 x, Half) {
   return _mm256_cvtph_ps((__m128i)x);
 #endif
   const U32 bits = __builtin_convertvector(x, U32), magnitude = bits & 0x7fff;
-  // Moved by the difference of the exponents' biases, which is right for subnormals too.
+  // The exponent is moved by the difference of the biases, which is right for subnormals too.
   const Vector<float> value = (Vector<float>)(magnitude << 13) * 0x1p112f;
   const U32 special = (magnitude << 13) | 0x7f800000;  // infinity, NaN
   return (Vector<float>)((magnitude >= 0x7c00 ? special : (U32)value) | (bits & 0x8000) << 16);
@@ -66,7 +69,7 @@ INLINE Vector<float> widen(U16 x, Half) {
 INLINE Vector<float> narrow(Vector<float> x, float) { return x; }
 INLINE Vector<double> narrow(Vector<double> x, double) { return x; }
 INLINE U16 narrow(Vector<float> x, BFloat16) {
-  // A NaN stays one: those that arithmetic makes, or that a BFloat16 can hold, don't overflow.
+  // A NaN stays a NaN: the NaNs that arithmetic makes, or that a BFloat16 can hold, don't overflow.
   const U32 bits = (U32)x, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 #if defined(__AVX2__) && !defined(__AVX512F__)
   const __m256i r = (__m256i)rounded;
@@ -100,7 +103,7 @@ INLINE __m256i mask(int64_t count) {
 }
 #endif
 
-// The first `count` values; the others are 0.
+// The first `count` values in the first lanes, and 0 in the other lanes.
 template <typename T, typename Count>
 INLINE Vector<typename Wide<T>::type> load(const T* p, Count count) {
   Stored<T> x{};
@@ -137,7 +140,7 @@ INLINE void store(T* p, Vector<typename Wide<T>::type> x, Count count) {
   __builtin_memcpy(p, &narrowed, count * sizeof(T));
 }
 
-// The other way round, NaN would be lost: b it is where either is NaN.
+// Where one of the two is NaN, the result is b. So the value that may be NaN is given as b.
 template <typename V>
 INLINE V greater(V a, V b) { return a > b ? a : b; }
 template <typename V>
@@ -147,18 +150,18 @@ INLINE Vector<float> greater(Vector<float> a, Vector<float> b) { return _mm512_m
 INLINE Vector<float> lesser(Vector<float> a, Vector<float> b) { return _mm512_min_ps(a, b); }
 #endif
 
-// The first `count` values; the others are 0.
+// x in the first `count` lanes, and 0 in the other lanes.
 template <typename V>
-INLINE V first(V x, int64_t count) {
+INLINE V keep_first(V x, int64_t count) {
   for (int64_t i = count; i < int64_t(sizeof(x) / sizeof(x[0])); i++) x[i] = 0;
   return x;
 }
 #if defined(__AVX512F__)
-INLINE Vector<float> first(Vector<float> x, int64_t count) {
+INLINE Vector<float> keep_first(Vector<float> x, int64_t count) {
   return _mm512_maskz_mov_ps((1u << count) - 1, x);
 }
 #elif defined(__AVX2__)
-INLINE Vector<float> first(Vector<float> x, int64_t count) {
+INLINE Vector<float> keep_first(Vector<float> x, int64_t count) {
   return _mm256_and_ps(x, _mm256_castsi256_ps(mask(count)));
 }
 #endif
@@ -177,37 +180,39 @@ INLINE Vector<float> exp2_of_fraction(Vector<float> r) {
   return y * r + 1;
 }
 
-// 2^t. Adding `round` leaves the nearest integer in the low bits, of which t keeps r, |r| <= 1/2.
+// 2^t. Adding `round` to t leaves the integer nearest to t in the low bits of the sum. What t is more
+// than this integer, |r| <= 1/2, goes through the polynomial.
 INLINE Vector<float> exp2(Vector<float> t) {
   t = clamp(t, Vector<float>{} - 126, Vector<float>{} + 126);
 #ifdef __AVX512F__
-  const Vector<float> nearest = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vector<float> nearest =
+      _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   return _mm512_scalef_ps(exp2_of_fraction(t - nearest), nearest);
 #endif
-  const Vector<float> round = Vector<float>{} + 0x1.8p23f, whole = t + round;
-  return (Vector<float>)((I32)exp2_of_fraction(t - (whole - round)) + ((I32)whole << 23));
+  const Vector<float> round = Vector<float>{} + 0x1.8p23f, shifted = t + round;
+  return (Vector<float>)((I32)exp2_of_fraction(t - (shifted - round)) + ((I32)shifted << 23));
 }
 
 INLINE Vector<double> exp2(Vector<double> t) {
   const Vector<double> round = Vector<double>{} + 0x1.8p52;
   t = clamp(t, Vector<double>{} - 1022, Vector<double>{} + 1022);
-  const Vector<double> whole = t + round, r = (t - (whole - round)) * 0.69314718055994530942;
+  const Vector<double> shifted = t + round, r = (t - (shifted - round)) * 0.69314718055994530942;
   Vector<double> y = Vector<double>{} + 1;
 #pragma GCC unroll 13
   for (int k = 13; k > 0; k--) y = y * r * (1. / k) + 1;  // the series of exp(r)
-  return (Vector<double>)((I64)y + ((I64)whole << 52));
+  return (Vector<double>)((I64)y + ((I64)shifted << 52));
 }
 
-// The sum of each vector's values.
+// The sum over the lanes of each of `number` vectors.
 template <int number, typename A>
 INLINE void totals(const Vector<A>* vectors, A* out) {
   for (int k = 0; k < number; k++) {
-    typedef A Part __attribute__((vector_size(16)));
-    Part parts[REGISTER / 16];
-    __builtin_memcpy(parts, vectors + k, REGISTER);
-    for (int i = 1; i < REGISTER / 16; i++) parts[0] += parts[i];
+    typedef A Short __attribute__((vector_size(16)));
+    Short shorts[REGISTER / 16];
+    __builtin_memcpy(shorts, vectors + k, REGISTER);
+    for (int i = 1; i < REGISTER / 16; i++) shorts[0] += shorts[i];
     out[k] = 0;
-    for (int i = 0; i < int(16 / sizeof(A)); i++) out[k] += parts[0][i];
+    for (int i = 0; i < int(16 / sizeof(A)); i++) out[k] += shorts[0][i];
   }
 }
 #ifdef __AVX512F__
@@ -226,37 +231,39 @@ INLINE void totals(const Vector<float>* vectors, float* out) {
 }
 #endif
 
-// A row of vectors: consecutive values of one plane, or of channels_last LANES planes side by side.
+// A strip of one plane, or of a channels_last tensor with `last`, of `lanes` planes side by side.
 template <typename T, bool last>
 struct Strip {
   using A = typename Wide<T>::type;
   using V = Vector<A>;
   static constexpr int64_t lanes = VectorOf<A>::lanes;
-  static constexpr int64_t block = 128;  // vectors added up in A; more are added in double
+  static constexpr int64_t chunk_vectors = 128;
 
   const Pass<T>& pass;
-  int64_t plane;   // n * C + c, of the first lane
-  int64_t piece;
-  int64_t begin;   // offset in the tensor
-  int64_t length;  // vectors' values of each plane
-  int64_t width;   // planes side by side
+  int64_t plane;   // the number n * C + c of the plane, or of the plane in the first lane
+  int64_t piece;   // the number of the piece in its plane
+  int64_t begin;   // where the strip's first value is in the tensor
+  int64_t length;  // how many values each plane has in the strip
+  int64_t width;   // how many planes lie side by side
 
   V coefficient(int k) const {
-    const A* p = pass.coefficients[k] + plane - pass.origin;
+    const A* p = pass.coefficients[k] + plane - pass.first_plane;
     return last ? load(p, width) : V{} + *p;
   }
 
   double* sums(int number, int64_t lane) const {
-    return pass.sums + ((plane - pass.origin + lane) * pass.pieces + piece) * number;
+    return pass.sums + ((plane - pass.first_plane + lane) * pass.pieces + piece) * number;
   }
 
-  // The mean of some values of a block. Its distance from the mean of all, squared, is at most 32
-  // variances, even if just these are outliers.
-  INLINE V near() const {
+  // The mean of some values of a chunk, which is near the mean of all of them: the square of the
+  // distance is at most 32 variances, even if exactly these values are outliers.
+  INLINE V mean_of_some() const {
     const int64_t stride = last ? pass.channels : 1;
-    if (!last && length > block) {
+    if (!last && length > chunk_vectors) {
       V sum{};
-      for (int64_t k = 0; k < 4; k++) sum += load(pass.x + begin + k * (length - lanes) / 3, All<A>{});
+      for (int64_t k = 0; k < 4; k++) {
+        sum += load(pass.x + begin + k * (length - lanes) / 3, All<A>{});
+      }
       return spread(sum) / (4 * lanes);
     }
     V sum{};
@@ -267,11 +274,11 @@ struct Strip {
     return sum / 4;
   }
 
-  // In how many separate values a sum over the strip ends.
-  static constexpr int64_t most = last ? lanes : 1;
+  // A sum over the strip has this many results, one per plane: at most `max_results`.
+  static constexpr int64_t max_results = last ? lanes : 1;
   int64_t results() const { return last ? width : 1; }
 
-  // A vector's sum in each of its values.
+  // The sum over the lanes of a vector, in each lane; with `last` the lanes stay apart.
   INLINE static V spread(V sum) {
     if (last) return sum;
     A total[1];
@@ -279,18 +286,20 @@ struct Strip {
     return V{} + total[0];
   }
 
+  // Adds the sums of a chunk, each still a vector, to the results for the strip.
   template <int number>
-  INLINE static void add(const V (&sums)[number], double (&to)[number][most]) {
+  INLINE static void add(const V (&sums)[number], double (&to)[number][max_results]) {
     A total[number];
     if (!last) totals<number>(sums, total);
     for (int k = 0; k < number; k++) {
-      for (int64_t i = 0; i < most; i++) to[k][i] += last ? sums[k][i] : total[k];
+      for (int64_t i = 0; i < max_results; i++) to[k][i] += last ? sums[k][i] : total[k];
     }
   }
 
-  // f(which of 4 consecutive vectors, its offset, how many of its values count)
+  // Calls f for each vector: f(0, 1, 2 or 3 in turn, where the vector is in the tensor, how many of
+  // its lanes count). With the first argument, f can keep four sums that don't wait for each other.
   template <typename F>
-  INLINE void each(F f) const {
+  INLINE void each_vector(F f) const {
     const int64_t stride = last ? pass.channels : lanes, vectors = last ? length : length / lanes;
     if (!last || width == lanes) {
       int64_t at = begin, k = 0;
@@ -308,88 +317,92 @@ struct Strip {
     for (int64_t k = start; k < start + (last ? length : 1); k++) f(0, begin + k * stride, rest);
   }
 
-  // The strip in blocks.
+  // Calls f for each chunk, which is a shorter strip.
   template <typename F>
-  INLINE void blocks(F f) const {
-    const int64_t values = last ? block : block * lanes;
+  INLINE void each_chunk(F f) const {
+    const int64_t values = last ? chunk_vectors : chunk_vectors * lanes;
     for (int64_t k = 0; k < length; k += values) {
-      Strip part = *this;
-      part.begin += k * (last ? pass.channels : 1);
-      part.length = length - k < values ? length - k : values;
-      f(part);
+      Strip chunk = *this;
+      chunk.begin += k * (last ? pass.channels : 1);
+      chunk.length = length - k < values ? length - k : values;
+      f(chunk);
     }
   }
 };
 
+// Calls f for each strip of the items.
 template <typename T, bool last, typename F>
-INLINE void each_strip(const Pass<T>& pass, int64_t first, int64_t count, F f) {
+INLINE void each_strip(const Pass<T>& pass, int64_t first_item, int64_t items, F f) {
   constexpr int64_t lanes = Strip<T, last>::lanes;
-  for (int64_t item = first; item < first + count; item++) {
-    const int64_t piece = pass.pieces == 1 ? 0 : item % pass.pieces, start = piece * pass.piece;
-    const int64_t end = start + pass.piece < pass.plane ? start + pass.piece : pass.plane;
+  for (int64_t item = first_item; item < first_item + items; item++) {
+    const int64_t piece = pass.pieces == 1 ? 0 : item % pass.pieces, start = piece * pass.piece_size;
+    const int64_t stop = start + pass.piece_size;
+    const int64_t end = stop < pass.plane_size ? stop : pass.plane_size;
     if (!last) {
       const int64_t plane = pass.pieces == 1 ? item : item / pass.pieces;
-      f(Strip<T, last>{pass, plane, piece, plane * pass.plane + start, end - start, 1});
+      f(Strip<T, last>{pass, plane, piece, plane * pass.plane_size + start, end - start, 1});
       continue;
     }
-    const int64_t n = item / pass.pieces, row = (n * pass.plane + start) * pass.channels;
+    const int64_t n = item / pass.pieces, begin = (n * pass.plane_size + start) * pass.channels;
     for (int64_t c = 0; c < pass.channels; c += lanes) {
       const int64_t width = pass.channels - c < lanes ? pass.channels - c : lanes;
-      f(Strip<T, last>{pass, n * pass.channels + c, piece, row + c, end - start, width});
+      f(Strip<T, last>{pass, n * pass.channels + c, piece, begin + c, end - start, width});
     }
   }
 }
 
-// A kernel for both layouts from a function of a strip.
+// The same for both layouts, so that a kernel is a function of a strip.
 template <typename T, typename F>
-INLINE void over_strips(const Pass<T>& pass, int64_t first, int64_t count, F f) {
+INLINE void over_strips(const Pass<T>& pass, int64_t first_item, int64_t items, F f) {
   if (pass.channels_last) {
-    each_strip<T, true>(pass, first, count, f);
+    each_strip<T, true>(pass, first_item, items, f);
   } else {
-    each_strip<T, false>(pass, first, count, f);
+    each_strip<T, false>(pass, first_item, items, f);
   }
 }
 
-// Sums of differences from the mean of what came before, for the first block from the mean of some
-// of its values: sums of x and x * x would lose the variance of an offset input.
+// The sums are of differences from a shift near the mean, as sums of x and x * x would lose the
+// variance of an offset input. The shift is the mean of the chunks so far, and for the first chunk
+// the mean of some of its values.
 template <typename T>
 void moments(const Pass<T>& pass, int64_t first_item, int64_t items) {
   over_strips(pass, first_item, items, [&](auto strip) INLINE_LAMBDA {
-    using S = decltype(strip);
-    using V = typename S::V;
-    double done = 0, means[S::most], squares[S::most];
-    strip.blocks([&](auto part) INLINE_LAMBDA {
-      const typename S::A share = 1 / typename S::A(part.length);
-      V shift = part.near();
+    using ThisStrip = decltype(strip);
+    using V = typename ThisStrip::V;
+    double done = 0, means[ThisStrip::max_results], squares[ThisStrip::max_results];
+    strip.each_chunk([&](auto chunk) INLINE_LAMBDA {
+      using A = typename ThisStrip::A;
+      const A one_over_length = 1 / A(chunk.length);
+      V shift = chunk.mean_of_some();
       if (done > 0) {
-        for (int64_t i = 0; i < S::most; i++) shift[i] = means[i];
-        if (S::most == 1) shift = V{} + shift[0];
+        for (int64_t i = 0; i < ThisStrip::max_results; i++) shift[i] = means[i];
+        if (ThisStrip::max_results == 1) shift = V{} + shift[0];
       }
       V sum[4] = {}, square[4] = {};
-      part.each([&](int k, int64_t at, auto count) INLINE_LAMBDA {
+      chunk.each_vector([&](int k, int64_t at, auto count) INLINE_LAMBDA {
         V d = load(pass.x + at, count) - shift;
-        if (!is_all(count)) d = first(d, count);
+        if (!is_all(count)) d = keep_first(d, count);
         sum[k] += d;
         square[k] += d * d;
       });
       const V both[2] = {sum[0] + sum[1] + (sum[2] + sum[3]),
                          square[0] + square[1] + (square[2] + square[3])};
-      double of_block[2][S::most] = {};
-      S::add(both, of_block);
-      for (int64_t i = 0; i < S::most; i++) {
-        const double rest = of_block[0][i] * share, mean = shift[i] + rest;
-        const double around = of_block[1][i] - rest * of_block[0][i];
+      double of_chunk[2][ThisStrip::max_results] = {};
+      ThisStrip::add(both, of_chunk);
+      for (int64_t i = 0; i < ThisStrip::max_results; i++) {
+        const double from_shift = of_chunk[0][i] * one_over_length, mean = shift[i] + from_shift;
+        const double around = of_chunk[1][i] - from_shift * of_chunk[0][i];
         if (done == 0) {
           means[i] = mean;
           squares[i] = around;
           continue;
         }
-        // Chan, Golub and LeVeque (1983): moments of two parts together.
-        const double delta = mean - means[i], part_of = part.length / (done + part.length);
-        means[i] += delta * part_of;
-        squares[i] += around + delta * delta * done * part_of;
+        // Chan, Golub and LeVeque (1983): the moments of both together.
+        const double delta = mean - means[i], share = chunk.length / (done + chunk.length);
+        means[i] += delta * share;
+        squares[i] += around + delta * delta * done * share;
       }
-      done += part.length;
+      done += chunk.length;
     });
     for (int64_t i = 0; i < strip.results(); i++) {
       double* out = strip.sums(MOMENTS, i);
@@ -399,16 +412,16 @@ void moments(const Pass<T>& pass, int64_t first_item, int64_t items) {
   });
 }
 
-// Adds up `number` values that f gives for each vector.
-template <int number, typename T, typename S, typename F>
-INLINE void sum_up(const Pass<T>& pass, const S& strip, F f) {
-  double total[number][S::most] = {};
-  strip.blocks([&](auto part) INLINE_LAMBDA {
-    typename S::V sum[number] = {};
-    part.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
+// Adds up `number` values over the strip. f(x, dy, sum) adds those of one vector to `sum`.
+template <int number, typename T, typename ThisStrip, typename F>
+INLINE void sum_up(const Pass<T>& pass, const ThisStrip& strip, F f) {
+  double total[number][ThisStrip::max_results] = {};
+  strip.each_chunk([&](auto chunk) INLINE_LAMBDA {
+    typename ThisStrip::V sum[number] = {};
+    chunk.each_vector([&](int, int64_t at, auto count) INLINE_LAMBDA {
       f(load(pass.x + at, count), load(pass.dy + at, count), sum);
     });
-    S::add(sum, total);
+    ThisStrip::add(sum, total);
   });
   for (int64_t i = 0; i < strip.results(); i++) {
     double* out = strip.sums(number, i);
@@ -416,7 +429,7 @@ INLINE void sum_up(const Pass<T>& pass, const S& strip, F f) {
   }
 }
 
-// A float16 output stays finite, as a large constant over sqrt(eps) would not.
+// A float16 output is bounded, as a large constant divided by sqrt(eps) would be infinite.
 template <typename T, typename V>
 inline V saturated(V y) {
   if (!std::is_same<T, Half>::value) return y;
@@ -424,26 +437,26 @@ inline V saturated(V y) {
 }
 
 template <typename T>
-void sample_forward(const Pass<T>& pass, int64_t first, int64_t count) {
-  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
-    const auto rate = strip.coefficient(Sample::RATE), a = strip.coefficient(Sample::A),
-               b = strip.coefficient(Sample::B);
-    strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
+void s_forward(const Pass<T>& pass, int64_t first_item, int64_t items) {
+  over_strips(pass, first_item, items, [&](auto strip) INLINE_LAMBDA {
+    const auto rate = strip.coefficient(SeriesS::RATE), scale = strip.coefficient(SeriesS::SCALE),
+               bias = strip.coefficient(SeriesS::BIAS);
+    strip.each_vector([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count);
-      store(pass.out + at, saturated<T>(x * a / (1 + exp2(rate * x)) + b), count);
+      store(pass.out + at, saturated<T>(x * scale / (1 + exp2(rate * x)) + bias), count);
     });
   });
 }
 
 template <typename T>
-void sample_sums(const Pass<T>& pass, int64_t first, int64_t count) {
-  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
-    const auto rate = strip.coefficient(Sample::RATE);
-    sum_up<Sample::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
-      const auto e = exp2(rate * x), s = 1 / (1 + e), by_scale = dy * x * s;
-      sum[Sample::BY_SCALE] += by_scale;
-      sum[Sample::BY_BIAS] += dy;
-      sum[Sample::BY_V] += by_scale * x * (e * s);
+void s_sums(const Pass<T>& pass, int64_t first_item, int64_t items) {
+  over_strips(pass, first_item, items, [&](auto strip) INLINE_LAMBDA {
+    const auto rate = strip.coefficient(SeriesS::RATE);
+    sum_up<SeriesS::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
+      const auto e = exp2(rate * x), gate = 1 / (1 + e), by_scale = dy * x * gate;
+      sum[SeriesS::BY_SCALE] += by_scale;
+      sum[SeriesS::BY_BIAS] += dy;
+      sum[SeriesS::BY_V] += by_scale * x * (e * gate);  // e * gate = 1 - gate
     });
   });
 }
@@ -451,62 +464,65 @@ void sample_sums(const Pass<T>& pass, int64_t first, int64_t count) {
 template <typename T> constexpr typename Wide<T>::type LN2 = 0.693147180559945309417;
 
 template <typename T>
-void sample_backward(const Pass<T>& pass, int64_t first, int64_t count) {
-  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
-    const auto rate = strip.coefficient(Sample::RATE), a = strip.coefficient(Sample::A),
-               centre = strip.coefficient(Sample::CENTRE), p = strip.coefficient(Sample::P),
-               q = strip.coefficient(Sample::Q);
-    strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
+void s_backward(const Pass<T>& pass, int64_t first_item, int64_t items) {
+  over_strips(pass, first_item, items, [&](auto strip) INLINE_LAMBDA {
+    const auto rate = strip.coefficient(SeriesS::RATE), scale = strip.coefficient(SeriesS::SCALE),
+               centre = strip.coefficient(SeriesS::CENTRE), p = strip.coefficient(SeriesS::P),
+               q = strip.coefficient(SeriesS::Q);
+    strip.each_vector([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
-      const auto t = rate * x, e = exp2(t), s = 1 / (1 + e);
-      store(pass.out + at, dy * a * s * (1 - t * LN2<T> * (e * s)) + (p * (x - centre) + q), count);
+      const auto t = rate * x, e = exp2(t), gate = 1 / (1 + e);
+      // t * LN2 = -v * x, and e * gate = 1 - gate
+      const auto direct = dy * scale * gate * (1 - t * LN2<T> * (e * gate));
+      store(pass.out + at, direct + (p * (x - centre) + q), count);
     });
   });
 }
 
 template <typename T>
-void batch_forward(const Pass<T>& pass, int64_t first, int64_t count) {
-  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
-    const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
-               floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
-               b = strip.coefficient(Batch::B);
-    strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
+void b_forward(const Pass<T>& pass, int64_t first_item, int64_t items) {
+  over_strips(pass, first_item, items, [&](auto strip) INLINE_LAMBDA {
+    const auto slope = strip.coefficient(SeriesB::SLOPE), rise = strip.coefficient(SeriesB::RISE),
+               floor = strip.coefficient(SeriesB::FLOOR), scale = strip.coefficient(SeriesB::SCALE),
+               bias = strip.coefficient(SeriesB::BIAS);
+    strip.each_vector([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count);
-      store(pass.out + at, saturated<T>(x * a / greater(floor, slope * x + rise) + b), count);
+      store(pass.out + at, saturated<T>(x * scale / greater(floor, slope * x + rise) + bias), count);
     });
   });
 }
 
 template <typename T>
-void batch_sums(const Pass<T>& pass, int64_t first, int64_t count) {
-  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
-    const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
-               floor = strip.coefficient(Batch::FLOOR);
-    sum_up<Batch::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
-      const decltype(x) line = slope * x + rise, r = 1 / greater(floor, line);
-      const decltype(x) by_scale = dy * x * r, e = by_scale * r;
-      const decltype(x) by_line = line > floor ? e : decltype(x){};
-      sum[Batch::BY_SCALE] += by_scale;
-      sum[Batch::BY_BIAS] += dy;
-      sum[Batch::BY_FLOOR] += e - by_line;
-      sum[Batch::BY_RISE] += by_line;
-      sum[Batch::BY_SLOPE] += by_line * x;
+void b_sums(const Pass<T>& pass, int64_t first_item, int64_t items) {
+  over_strips(pass, first_item, items, [&](auto strip) INLINE_LAMBDA {
+    const auto slope = strip.coefficient(SeriesB::SLOPE), rise = strip.coefficient(SeriesB::RISE),
+               floor = strip.coefficient(SeriesB::FLOOR);
+    sum_up<SeriesB::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
+      const decltype(x) line = slope * x + rise, inverse = 1 / greater(floor, line);
+      const decltype(x) by_scale = dy * x * inverse, by_den = by_scale * inverse;
+      const decltype(x) by_line = line > floor ? by_den : decltype(x){};
+      sum[SeriesB::BY_SCALE] += by_scale;
+      sum[SeriesB::BY_BIAS] += dy;
+      sum[SeriesB::BY_FLOOR] += by_den - by_line;
+      sum[SeriesB::BY_RISE] += by_line;
+      sum[SeriesB::BY_SLOPE] += by_line * x;
     });
   });
 }
 
 template <typename T>
-void batch_backward(const Pass<T>& pass, int64_t first, int64_t count) {
-  over_strips(pass, first, count, [&](auto strip) INLINE_LAMBDA {
-    const auto slope = strip.coefficient(Batch::SLOPE), rise = strip.coefficient(Batch::RISE),
-               floor = strip.coefficient(Batch::FLOOR), a = strip.coefficient(Batch::A),
-               centre = strip.coefficient(Batch::CENTRE), p = strip.coefficient(Batch::P),
-               q = strip.coefficient(Batch::Q);
-    strip.each([&](int, int64_t at, auto count) INLINE_LAMBDA {
+void b_backward(const Pass<T>& pass, int64_t first_item, int64_t items) {
+  over_strips(pass, first_item, items, [&](auto strip) INLINE_LAMBDA {
+    const auto slope = strip.coefficient(SeriesB::SLOPE), rise = strip.coefficient(SeriesB::RISE),
+               floor = strip.coefficient(SeriesB::FLOOR), scale = strip.coefficient(SeriesB::SCALE),
+               centre = strip.coefficient(SeriesB::CENTRE), p = strip.coefficient(SeriesB::P),
+               q = strip.coefficient(SeriesB::Q);
+    strip.each_vector([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
-      const decltype(x) line = slope * x + rise, r = 1 / greater(floor, line);
-      const decltype(x) by_line = line > floor ? x * r * slope : decltype(x){};
-      store(pass.out + at, dy * a * r * (1 - by_line) + (p * (x - centre) + q), count);
+      const decltype(x) line = slope * x + rise, inverse = 1 / greater(floor, line);
+      const decltype(x) from_line = line > floor ? x * inverse * slope : decltype(x){};
+      const decltype(x) direct = dy * scale * inverse * (1 - from_line);
+      store(pass.out + at, direct + (p * (x - centre) + q), count);
     });
   });
 }
@@ -515,9 +531,8 @@ void batch_backward(const Pass<T>& pass, int64_t first, int64_t count) {
 
 template <typename T>
 const Kernels<T>& INSTRUCTION_SET() {
-  static constexpr Kernels<T> kernels{moments<T>,       sample_forward<T>, sample_sums<T>,
-                                      sample_backward<T>, batch_forward<T>, batch_sums<T>,
-                                      batch_backward<T>};
+  static constexpr Kernels<T> kernels{moments<T>,   s_forward<T>, s_sums<T>,    s_backward<T>,
+                                      b_forward<T>, b_sums<T>,    b_backward<T>};
   return kernels;
 }
 template const Kernels<float>& INSTRUCTION_SET<float>();
