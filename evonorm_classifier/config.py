@@ -44,7 +44,7 @@ def get_cfg() -> CfgNode:
     c.INPUT.SIZE = 224  # pixels of a side
 
     c.SOLVER = CfgNode()
-    c.SOLVER.IMS_PER_WORKER = 128  # a batch statistic is taken over so many images
+    c.SOLVER.IMS_PER_WORKER = 128  # the images that a batch statistic is taken over
     c.SOLVER.WORKERS = 8  # spread over the processes; one with several takes them in turn
     c.SOLVER.BASE_LR = 0.1  # for REFERENCE_BATCH images per step; scaled linearly for others
     c.SOLVER.REFERENCE_BATCH = 256

@@ -117,7 +117,7 @@ def train_step(run: Run, step: int, batches: Batches) -> float:
 
 
 def learning_rate(cfg: CfgNode, step: int, steps: int) -> float:
-    """For a step, from 0, of a run with so many steps per epoch.
+    """For a step, counted from 0, of a run that has `steps` of them in an epoch.
 
     It is scaled linearly to the images per step, and rises linearly in the first epochs.
     """

@@ -51,7 +51,7 @@ def get_cfg() -> CfgNode:
     c.SOLVER = CfgNode()
     c.SOLVER.MAX_ITER = 250_000  # steps of the generator
     c.SOLVER.BATCH_SIZE = 2048  # images per step of a network, over all processes
-    c.SOLVER.ACCUMULATE = 1  # a step's batch is taken in so many parts
+    c.SOLVER.ACCUMULATE = 1  # the number of parts that the batch of a step is taken in
     c.SOLVER.D_STEPS = 2  # per step of the generator
     c.SOLVER.LR_G = 5e-5
     c.SOLVER.LR_D = 2e-4
@@ -68,7 +68,7 @@ def get_cfg() -> CfgNode:
     c.SOLVER.LOG_PERIOD = 50
     c.SOLVER.SAMPLE_PERIOD = 1000  # a grid of fixed z
     c.SOLVER.CHECKPOINT_PERIOD = 1000
-    c.SOLVER.KEEP = 2  # the last so many checkpoints, beside those of the best FID and IS
+    c.SOLVER.KEEP = 2  # how many of the last checkpoints stay, besides those of the best FID and IS
 
     c.TEST = CfgNode()
     c.TEST.EVAL_PERIOD = 5000  # 0: only at the end; -1: never

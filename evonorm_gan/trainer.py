@@ -33,7 +33,7 @@ from .models import build_discriminator, build_generator, singular_values
 from .sampling import class_grid, latents, standing_statistics, write_png
 
 AMP = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-SMALLEST_SCALE = 2.0**-16  # of fp16's losses; only gradients that never are finite lead there
+SMALLEST_SCALE = 2.0**-16  # of fp16's losses; it gets this small only if no gradient is ever finite
 LOST = 0.01  # a mean loss of D below this: it tells all images apart
 GRID_CLASSES, GRID_COLUMNS = 10, 10
 

@@ -137,7 +137,7 @@ def _job(
     condition: Any = None,
     seed: int | None = None,
 ) -> Job:
-    """A run of the grid; without a seed one to tune by."""
+    """A run of the grid: with a seed a run to report, without one a run to tune the rate by."""
     name = [slug(norm), f"lr{factor:g}"]
     if seed is None:
         condition, rest = experiment.conditions[0], [*experiment.short, "SEED", str(TUNING_SEED)]

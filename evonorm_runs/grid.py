@@ -42,7 +42,7 @@ class Job:
     settings: tuple[str, ...]  # KEY VALUE KEY VALUE ...
 
     def command(self, gpus: int) -> list[str]:
-        """What Python is to run: on one process, or on so many GPUs with one each."""
+        """What Python is to run: one process, or one process for each of `gpus` GPUs."""
         launcher: list[str] = []
         options = ["--config-file", str(ROOT / self.config), "--resume"]
         if gpus > 1 and self.tool == "tools/train_net.py":

@@ -23,7 +23,7 @@ def say(line: str) -> None:
 
 
 def progress(steps: range, total: int, images: int) -> Iterable[int]:
-    """The steps, of so many images each, under a progress bar, unless it could not be redrawn."""
+    """The steps, of `images` images each, under a progress bar where one can be redrawn."""
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     scale = {"unit": " images", "unit_scale": images}
     return tqdm(steps, initial=steps.start - 1, total=total, disable=hidden, **scale)

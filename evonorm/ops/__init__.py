@@ -3,7 +3,7 @@
 :mod:`.reference` says what they compute and is what runs where a device has no kernel of its own.
 `cpu.cpp` holds the kernels for the CPU, which setup.py builds where there is a compiler, and with
 them `cpu_autograd.cpp`, which keeps a call short. `cuda.py` holds those for NVIDIA GPUs, which run
-where Triton is installed, as it is beside PyTorch.
+where Triton is installed. PyTorch for NVIDIA GPUs brings it along.
 """
 
 from __future__ import annotations

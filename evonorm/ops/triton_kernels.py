@@ -123,7 +123,10 @@ def _statistic(count, mean, squares, eps, CENTRED: tl.constexpr):
 
 @triton.jit
 def _denominator(x, v, s, floor, KIND: tl.constexpr):
-    """Of the B series: the slope of its second part, whether that is the greater, and itself."""
+    """The denominator max(floor, line) of the B series, line = slope * x + s.
+
+    Returns the slope, whether the line is greater than the floor, and the denominator.
+    """
     if KIND == "B0":
         slope = v
     elif KIND == "B1":
@@ -136,8 +139,12 @@ def _denominator(x, v, s, floor, KIND: tl.constexpr):
 
 @triton.jit
 def _gradients(x, dy, v, s, floor, KIND: tl.constexpr):
-    """Of a tile: what reaches x directly; what adds up to the gradients of weight and v, and, in
-    the B series, of the second part of the denominator and of all of it. None has the scale yet."""
+    """The terms of a tile's gradients, which are not yet multiplied by the scale (gamma).
+
+    The first is the part of x's gradient that passes through no statistic. The sums of the others
+    give the gradients of weight and of v and, in the B series, of the line in the denominator and
+    of the whole denominator.
+    """
     if KIND[0] == "S":
         gate = tl.sigmoid(v * x)
         q = dy * gate

@@ -10,7 +10,10 @@ from .figures import Chart, axis, figure, line, plain, wide
 from .results import find_metric, find_metrics
 from .runs import Run, number
 
-POINTS, ALL_POINTS = 1000, 30_000  # at most: of a curve, and about so many in all the page's curves
+POINTS, ALL_POINTS = (
+    1000,
+    30_000,
+)  # the most points of one curve, and about the most of all curves of the page
 CLASSES = 100  # more are only in the table
 
 # What is drawn beside the results, and below the fold: key, title.

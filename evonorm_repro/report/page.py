@@ -93,8 +93,11 @@ def render(folders: Sequence[Path]) -> str:
 
 
 def _ticked(parts: list[Part]) -> set[int]:
-    """The runs that are shown at first: all; of many those that failed, and the first of some that
-    differ in their seed only."""
+    """The runs that are shown at first.
+
+    These are all runs if there are few. If there are many, they are the runs that failed and, of
+    runs that differ in their seed only, the first one.
+    """
     runs = [run for part in parts for run in part.runs]
     if len(runs) <= TICKED:
         return {run.index for run in runs}

@@ -2,31 +2,16 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
-import analyze_model as tool
 import pytest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs/detection"
 S0 = CONFIGS / "stock/mask_rcnn_R_50_FPN_1x_EvoNormS0.yaml"
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["analyze_model.py", *map(str, arguments)])
-        try:
-            status = tool.main()
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
-
-
-def test_paper_layout_agrees_with_table_4(run, tmp_path):
-    status, out, _ = run("--paper-layout", "--json", tmp_path / "counts.json")
+def test_paper_layout_agrees_with_table_4(call, tmp_path):
+    status, out, _ = call("--paper-layout", "--json", tmp_path / "counts.json")
     assert status == 0
     rows = json.loads((tmp_path / "counts.json").read_text())["table_4"]
     # Table 4, MAdds (B) and Params (M), by backbone and column.
@@ -66,10 +51,10 @@ def test_paper_layout_agrees_with_table_4(run, tmp_path):
     assert len({len(line) for line in out.splitlines()}) == 1
 
 
-def test_one_model_as_table_and_json(run, tmp_path):
+def test_one_model_as_table_and_json(call, tmp_path):
     file = tmp_path / "counts.json"
     overrides = ["MODEL.RESNETS.DEPTH", "101", "MODEL.RPN.NORM", ""]
-    status, out, _ = run("--config-file", S0, *overrides, "--json", file)
+    status, out, _ = call("--config-file", S0, *overrides, "--json", file)
     assert status == 0
     result = json.loads(file.read_text())
     assert result["overrides"] == overrides
@@ -87,10 +72,10 @@ def test_one_model_as_table_and_json(run, tmp_path):
         assert printed == pytest.approx(exact, abs=5.1e-4)
 
 
-def test_nothing_is_overwritten(run, tmp_path):
+def test_nothing_is_overwritten(call, tmp_path):
     file = tmp_path / "kept.json"
     file.write_text("kept")
-    status, out, err = run("--config-file", S0, "--json", file)
+    status, out, err = call("--config-file", S0, "--json", file)
     assert (status, out) == (2, "")
     assert err == f"analyze_model.py: {file} exists already: remove it or choose another name\n"
     assert file.read_text() == "kept"
@@ -109,8 +94,8 @@ def test_nothing_is_overwritten(run, tmp_path):
         (("--config-file", S0, "--json", "nowhere/x.json"), "nowhere/x.json"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(run, arguments, message):
-    status, out, err = run(*arguments)
+def test_bad_input_is_one_line_and_status_2(call, arguments, message):
+    status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     line = err.splitlines()[-1]
     assert line.startswith("analyze_model.py: ")
@@ -121,27 +106,27 @@ def test_bad_input_is_one_line_and_status_2(run, arguments, message):
     "text",
     ["", "- a list", "MODEL: {MASK_ON: [", "_BASE_: missing.yaml", "MODEL: {MASK_ON: 3}", "NO: 1"],
 )
-def test_a_broken_yaml_is_named(run, tmp_path, text):
+def test_a_broken_yaml_is_named(call, tmp_path, text):
     file = tmp_path / "broken.yaml"
     file.write_text(text)
-    status, out, err = run("--config-file", file)
+    status, out, err = call("--config-file", file)
     assert (status, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert str(tmp_path) in err
 
 
-def test_a_yaml_runs_no_code(run, tmp_path):
+def test_a_yaml_runs_no_code(call, tmp_path):
     file = tmp_path / "untrusted.yaml"
     mark = tmp_path / "ran"
     file.write_text(f'MODEL: {{WEIGHTS: !!python/object/apply:os.mkdir ["{mark}"]}}\n')
-    status, _, err = run("--config-file", file)
+    status, _, err = call("--config-file", file)
     assert status == 2
     assert str(file) in err
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("arguments", [(), ("--paper-layout", "--config-file", S0)])
-def test_one_of_the_two_tasks_is_needed(run, arguments):
-    status, out, err = run(*arguments)
+def test_one_of_the_two_tasks_is_needed(call, arguments):
+    status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert "--paper-layout" in err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import eval_gan as tool
@@ -43,19 +42,6 @@ def checkpoint(tmp_path, overrides):
     path = tmp_path / "G.pth"
     save_generator_only(path, build_generator(cfg), cfg, [str(i) for i in range(10)])
     return path
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run_tool(*arguments):
-        monkeypatch.setattr(sys, "argv", ["eval_gan.py", *map(str, arguments)])
-        try:
-            status = tool.main()
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run_tool
 
 
 def results(answer):

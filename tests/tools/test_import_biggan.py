@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import import_biggan as tool
 import pytest
 import torch
 
@@ -12,16 +11,6 @@ from evonorm_gan.checkpoint import load_generator
 from evonorm_gan.sampling import standing_statistics
 
 port = pytest.importorskip("pytorch_pretrained_biggan")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["import_biggan.py", *map(str, arguments)])
-        status = tool.main()
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +31,11 @@ def released(tmp_path_factory):
     return model, file
 
 
-def test_checkpoint_gives_the_ports_images(released, run):
+def test_checkpoint_gives_the_ports_images(released, call):
     model, file = released
     output = file.with_suffix(".pth")
     told = f"{output}: BigGAN-deep, 128x128, 1000 classes, truncation 0.4\n"
-    assert run(file, "--truncation", 0.4) == (0, told, "")
+    assert call(file, "--truncation", 0.4) == (0, told, "")
 
     G, cfg, classes, step = load_generator(output)
     assert (cfg.MODEL.NORM, cfg.MODEL.G_CH, cfg.TEST.TRUNCATION, step) == ("BN-ReLU", 8, 0.4, 0)
@@ -62,11 +51,11 @@ def test_checkpoint_gives_the_ports_images(released, run):
 
     before = output.read_bytes()
     refusal = f"{output} exists: name another file by -o, or delete it first"
-    assert run(file) == (2, "", f"import_biggan.py: {refusal}\n")
+    assert call(file) == (2, "", f"import_biggan.py: {refusal}\n")
     assert output.read_bytes() == before
 
 
-def test_mistakes_are_one_line(released, run, tmp_path):
+def test_mistakes_are_one_line(released, call, tmp_path):
     _, file = released
     torch.save({"model": torch.zeros(2)}, tmp_path / "other.pth")
     (tmp_path / "broken.bin").write_bytes(b"PK\x03\x04 cut off")
@@ -81,7 +70,7 @@ def test_mistakes_are_one_line(released, run, tmp_path):
         ((file, "-o", tmp_path / "no" / "folder" / "out.pth"), "No such file or directory"),
     ]
     for arguments, line in cases:
-        status, out, err = run(*arguments)
+        status, out, err = call(*arguments)
         assert (status, out) == (2, ""), arguments
         assert err.startswith("import_biggan.py: ") and line in err and err.count("\n") == 1
     assert not list(tmp_path.glob("out.pth*"))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
-import pack_images as tool
 import pytest
 import torch
 from PIL import Image
@@ -24,19 +21,6 @@ def folder(tmp_path):
         pixels = random.integers(0, 256, (*random.integers(20, 60, 2), 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / name)
     return root
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pack_images.py", *map(str, arguments)])
-        try:
-            status = tool.main()
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def opened(root):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import plot_norms as tool
 import pytest
@@ -65,19 +64,6 @@ def test_feature_maps_have_the_statistics_asked_for():
     torch.testing.assert_close(maps.std((1, 2, 3), correction=0), deviation)
     with pytest.raises(ValueError, match="0.01"):
         tool.feature_maps(X, 0.01)
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["plot_norms.py", *map(str, arguments)])
-        try:
-            status = tool.main()
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])

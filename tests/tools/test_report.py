@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-import report as tool
 
 
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-
-    def run_tool(*arguments):
-        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
-        return tool.main(), *capsys.readouterr()
-
-    return run_tool
 
 
 @pytest.fixture

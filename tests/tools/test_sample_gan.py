@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
-import sample_gan as tool
 import torch
 from PIL import Image
 
@@ -42,21 +39,6 @@ def checkpoint(request, tmp_path_factory):
     write_checkpoint(path, {**data, "ema": states[0], "generator": states[1]})
     (path.parent / "last_checkpoint").write_text(path.name)
     return path
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run_tool(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sample_gan.py", *map(str, arguments)])
-        try:
-            status = tool.main()
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        finally:
-            torch.set_flush_denormal(False)
-        return status, *capsys.readouterr()
-
-    return run_tool
 
 
 def draw(checkpoint, z, y, truncation=None, batches=2, ema=True):

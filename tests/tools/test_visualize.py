@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
-import visualize as tool
 from PIL import Image
 
 from evonorm_d2.data import register_digits
@@ -36,19 +34,6 @@ def run(tmp_path, digits_root, tiny_run, annotations):
     results = [{**{k: a[k] for k in keys}, "score": 0.7} for a in annotations["annotations"]]
     (folder / "inference/coco_instances_results.json").write_text(json.dumps(results))
     return folder
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run_tool(*arguments):
-        monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, arguments)])
-        try:
-            status = tool.main()
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return run_tool
 
 
 def pictures(path):
