@@ -18,15 +18,9 @@ from evonorm_runs.config import value
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.folder import read_metrics
 
+from .paper import TABLE_5
+
 # Table 5: IS and FID at peak performance, median/best over 3 seeds where two numbers are given.
-PAPER = {
-    "BN-ReLU": ("118.77/124.01", "7.85/7.29"),
-    "EvoNormB0": ("101.13/113.63", "6.91/5.87"),
-    "GN-ReLU (16 groups)": ("99.09", "8.14"),
-    "LN-ReLU": ("91.56", "8.35"),
-    "PixelNorm-ReLU": ("88.58", "10.41"),
-    "EvoNormS0": ("104.64/113.96", "6.86/6.26"),
-}
 # Runs in one table must agree in these: the metrics depend on them.
 SAME = (
     *("DATA.NAME", "MODEL.RESOLUTION", "MODEL.NUM_CLASSES", "MODEL.G_CH", "MODEL.D_CH"),
@@ -100,7 +94,7 @@ def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
     paper = paper and cfg.TEST.EXTRACTOR != "digits"
     return [
         _row([run for run in runs if run.layer == layer], layer, cfg.TEST.EXTRACTOR, paper)
-        for layer in _in_order({run.layer for run in runs} | set(PAPER if paper else ()))
+        for layer in _in_order({run.layer for run in runs} | set(TABLE_5 if paper else ()))
     ]
 
 
@@ -111,7 +105,7 @@ def _row(runs: list[Run], layer: str, extractor: str, paper: bool) -> dict[str, 
         found = {"median": median(values), "best": best(values)} if values else None
         row[metric_key(name, extractor)] = found
         if paper:
-            row[f"paper {name}"] = PAPER.get(layer, ("", ""))[name == "FID"]
+            row[f"paper {name}"] = TABLE_5.get(layer, ("", ""))[name == "FID"]
     return row
 
 
@@ -148,7 +142,7 @@ def _cell(value: dict[str, float] | str | None) -> str:
 
 def _in_order(layers: set[str]) -> list[str]:
     """Batch-dependent ones first; the paper's before others."""
-    order = list(PAPER)
+    order = list(TABLE_5)
     return sorted(
         layers,
         key=lambda x: (not _batch_dependent(x), order.index(x) if x in order else len(order), x),

@@ -11,7 +11,8 @@ from evonorm_runs.errors import UserError
 from evonorm_runs.folder import read_metrics
 
 from .experiment import Experiment, Metric
-from .table5 import PAPER, read_run
+from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5
+from .table5 import read_run
 
 SCALES = ("small", "paper")
 
@@ -33,7 +34,7 @@ class Table4(Experiment):
 
     def __init__(self, scale: str, model: str) -> None:
         self.scale = scale
-        rows = zip(self.norms, TABLE_4[model])
+        rows = TABLE_4[model].items()
         keys = [metric.key for metric in self.metrics] + ["MAdds (B)", "Params (M)"]
         self.paper = {(norm, None): dict(zip(keys, row.split())) for norm, row in rows}
         self.title = f"Table 4: Mask R-CNN {model}-FPN on COCO"
@@ -103,7 +104,7 @@ class Table5(Experiment):
         )
         self.paper = {
             (layer.split(" ")[0], None): {"IS": score, "FID": distance}
-            for layer, (score, distance) in PAPER.items()
+            for layer, (score, distance) in TABLE_5.items()
         }
 
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
@@ -167,7 +168,7 @@ class Table3(Classification):
         super().__init__(scale, model)
         self.paper = {
             (norm, images): {"accuracy": cell}
-            for norm, row in zip(self.norms, TABLE_3[model])
+            for norm, row in TABLE_3[model].items()
             for images, cell in zip(self.conditions, row.split())
         }
 
@@ -184,53 +185,11 @@ class Table2(Classification):
 
     def __init__(self, scale: str, model: str) -> None:
         super().__init__(scale, model)
-        rows = zip(self.norms, TABLE_2[model].split())
+        rows = TABLE_2[model].items()
         self.paper = {(norm, None): {"accuracy": cell} for norm, cell in rows}
 
 
 TABLES = {"table2": Table2, "table3": Table3, "table4": Table4, "table5": Table5}
-
-# The paper's figures, in the order of the classes' norms. Table 4: box AP, AP50, AP75, mask AP,
-# AP50, AP75, MAdds (B), Params (M).
-TABLE_4 = {
-    "R-50": (
-        "42.1 62.9 46.2 37.8 60.0 40.6 332.0 46.37",
-        "44.0 65.2 48.1 39.5 62.7 42.4 332.3 46.38",
-        "42.7 63.8 46.6 38.4 61.2 41.2 332.3 46.37",
-        "43.6 64.9 47.9 39.4 62.3 42.7 331.9 46.38",
-    ),
-    "R-101": (
-        "43.8 64.2 48.2 39.2 61.3 42.5 409.8 65.36",
-        "45.1 66.2 49.0 40.1 63.3 43.1 410.1 65.38",
-        "44.0 64.7 48.3 39.4 62.1 42.7 410.3 65.36",
-        "44.5 65.3 48.7 39.6 62.3 42.6 409.7 65.38",
-    ),
-}
-# At 128, 64, 32, 16, 8 and 4 images per worker; the paper has none at 2.
-TABLE_3 = {
-    "preact_resnet": (
-        "76.1 76.2 76.1 75.6 74.3 70.7",
-        "75.4 75.7 75.9 75.8 75.8 75.7",
-        "77.2 77.3 77.2 77.3 77.0 77.3",
-        "75.3 75.8 75.9 75.9 75.8 76.0",
-        "77.4 77.4 77.6 77.3 77.3 77.5",
-        "77.5 77.3 77.4 77.4 77.3 77.4",
-        "76.9 77.3 77.1 77.2 77.1 77.1",
-    ),
-    "mobilenet_v2": (
-        "73.3 73.2 72.7 70.0 64.5 60.4",
-        "71.5 72.6 72.9 72.5 72.7 72.6",
-        "73.4 73.7 73.7 73.6 74.0 73.5",
-        "73.3 73.4 73.5 73.6 73.5 73.5",
-        "74.0 74.0 73.9 73.9 73.9 73.8",
-        "73.7 74.0 73.6 73.7 73.7 73.8",
-        "73.8 73.4 73.7 73.9 73.9 73.8",
-    ),
-}
-TABLE_2 = {
-    "preact_resnet": "76.1 76.1 77.2 77.0 70.2 76.3 77.8 77.5 77.8",
-    "mobilenet_v2": "73.1 74.0 74.4 74.5 1e-3 73.4 75.1 74.5 74.7",
-}
 
 
 def number(value: float) -> str:

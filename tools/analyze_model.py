@@ -22,20 +22,11 @@ with warnings.catch_warnings():
 
     from evonorm_d2.analysis import IMAGE_SIZE, Complexity, analyze
     from evonorm_d2.run_config import load_config
+    from evonorm_repro.paper import TABLE_4
     from evonorm_runs.command_line import run_tool
 
 PAPER_CONFIGS = Path(__file__).resolve().parent.parent / "configs/detection/paper"
-# Table 4: depth, layer, our name of it, MAdds (B), Params (M).
-TABLE_4 = (
-    (50, "BN-ReLU", "BN", 332.0, 46.37),
-    (50, "EvoNorm-B0", "EvoNormB0", 332.3, 46.38),
-    (50, "GN-ReLU", "GN", 332.3, 46.37),
-    (50, "EvoNorm-S0", "EvoNormS0", 331.9, 46.38),
-    (101, "BN-ReLU", "BN", 409.8, 65.36),
-    (101, "EvoNorm-B0", "EvoNormB0", 410.1, 65.38),
-    (101, "GN-ReLU", "GN", 410.3, 65.36),
-    (101, "EvoNorm-S0", "EvoNormS0", 409.7, 65.38),
-)
+NAMES = {"EvoNormB0": "EvoNorm-B0", "EvoNormS0": "EvoNorm-S0"}  # the paper's
 
 
 @run_tool("analyze_model.py", kinds=(ValueError, OSError))
@@ -83,13 +74,16 @@ def paper_layout() -> tuple[dict, str]:
     head = ("layer", "Params (M)", "paper", "diff.", "MAdds (B)", "paper", "diff.", "in %")
     rows = [("backbone", *head, "convs and fcs (B)")]
     results = []
-    for depth, layer, norm, paper_madds, paper_params in TABLE_4:
-        path = PAPER_CONFIGS / f"mask_rcnn_R_{depth}_FPN_{norm}.yaml"
+    for model, norm in ((model, norm) for model, rows in TABLE_4.items() for norm in rows):
+        paper_madds, paper_params = map(float, TABLE_4[model][norm].split()[-2:])
+        layer, backbone = NAMES.get(norm, norm), f"{model}-FPN"
+        config = norm.removesuffix("-ReLU")  # Detectron2's BN and GN, which ReLUs follow
+        path = PAPER_CONFIGS / f"mask_rcnn_{model.replace('-', '_')}_FPN_{config}.yaml"
         total = count(path)["total"]
         params, madds = total.parameters / 1e6, total.madds / 1e9
         rows.append(
             (
-                f"R-{depth}-FPN",
+                backbone,
                 layer,
                 f"{params:.4f}",
                 f"{paper_params:.2f}",
@@ -102,7 +96,7 @@ def paper_layout() -> tuple[dict, str]:
             )
         )
         paper = {"parameters_in_millions": paper_params, "madds_in_billions": paper_madds}
-        key = {"backbone": f"R-{depth}-FPN", "layer": layer}
+        key = {"backbone": backbone, "layer": layer}
         results.append({**key, **as_dict(total), "paper": paper})
     return {"image_size": IMAGE_SIZE, "table_4": results}, align(rows, left=2)
 

@@ -8,7 +8,8 @@ import pytest
 
 from evonorm_gan.config import load_config
 from evonorm_gan.evaluation.metrics import metric_key
-from evonorm_repro.table5 import PAPER, format_table, read_run, table
+from evonorm_repro.paper import TABLE_5
+from evonorm_repro.table5 import format_table, read_run, table
 
 IMAGENET = {"MODEL.RESOLUTION": 128, "MODEL.NUM_CLASSES": 1000}
 DIGITS = {"MODEL.RESOLUTION": 32, "MODEL.NUM_CLASSES": 10, "TEST.EXTRACTOR": "digits"}
@@ -51,7 +52,7 @@ def test_median_and_best_over_seeds_beside_the_papers(run):
         run("BN-ReLU", 0, (118.0, 8.0)),
     ]
     rows = {row["layer"]: row for row in table(folders)}
-    assert list(rows) == list(PAPER)
+    assert list(rows) == list(TABLE_5)
     assert rows["EvoNormS0"]["seeds"] == [0, 1, 2]
     assert rows["EvoNormS0"]["IS"] == {"median": 104.0, "best": 120.0}
     assert rows["EvoNormS0"]["FID"] == {"median": 7.5, "best": 6.5}
@@ -70,14 +71,14 @@ def test_median_and_best_over_seeds_beside_the_papers(run):
 
 
 def test_the_papers_numbers_fit_what_it_says_of_them():
-    median = {x: [float(cell.split("/")[0]) for cell in pair] for x, pair in PAPER.items()}
+    median = {x: [float(cell.split("/")[0]) for cell in pair] for x, pair in TABLE_5.items()}
     score, fid = ({x: pair[i] for x, pair in median.items()} for i in (0, 1))
     assert max(score, key=score.get) == "BN-ReLU"  # "albeit worse IS"
     better = {x for x in fid if fid[x] < fid["BN-ReLU"]}
     assert better == {"EvoNormB0", "EvoNormS0"}  # "improved FIDs over the BN-ReLU baseline"
     per_sample = ["GN-ReLU (16 groups)", "LN-ReLU", "PixelNorm-ReLU", "EvoNormS0"]
     assert max(per_sample, key=score.get) == min(per_sample, key=fid.get) == "EvoNormS0"
-    for name, pair in PAPER.items():  # three seeds for the first two and the last
+    for name, pair in TABLE_5.items():  # three seeds for the first two and the last
         assert [cell.count("/") for cell in pair] == [name[:2] in ("BN", "Ev")] * 2
 
 
