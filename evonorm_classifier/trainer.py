@@ -61,7 +61,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     device = distributed.init(cfg.DEVICE)
     checkpoint = check_run(cfg, resume)
     train_set, val_set = open_data(cfg)
-    run = Run(cfg, device, len(train_set), len(train_set.classes))
+    run = ClassifierRun(cfg, device, len(train_set), len(train_set.classes))
     if checkpoint:
         run.load(checkpoint)
     write_config(cfg)
@@ -87,7 +87,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     return {key: line[key] for line in done for key in RESULTS}
 
 
-def train_batches(run: Run, train_set: DigitsSet | FolderSet) -> Batches:
+def train_batches(run: ClassifierRun, train_set: DigitsSet | FolderSet) -> Batches:
     """The batches of this process's workers, in turn, after the epochs that are done."""
     own = run.cfg, distributed.rank(), distributed.world_size()
     for epoch in range(run.epoch + 1, run.cfg.SOLVER.EPOCHS + 1):
@@ -95,7 +95,7 @@ def train_batches(run: Run, train_set: DigitsSet | FolderSet) -> Batches:
         yield from train_set.batches(chosen, seed_of(run.cfg.SEED, epoch))
 
 
-def train_step(run: Run, step: int, batches: Batches) -> float:
+def train_step(run: ClassifierRun, step: int, batches: Batches) -> float:
     """One step, from 1, of this process's workers, one after the other; returns its lr."""
     lr = learning_rate(run.cfg, step - 1, run.steps)
     run.start_timer()
@@ -150,7 +150,7 @@ def hits(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(run: Run, val_set: DigitsSet | FolderSet) -> dict[str, float]:
+def evaluate(run: ClassifierRun, val_set: DigitsSet | FolderSet) -> dict[str, float]:
     """Accuracy in percent, and loss, over a whole set, with running statistics."""
     distributed.average_(
         b for m, _ in run.batch_norms for b in m.buffers() if b.is_floating_point()
@@ -170,7 +170,7 @@ def evaluate(run: Run, val_set: DigitsSet | FolderSet) -> dict[str, float]:
     return {"accuracy": 100 * correct, "val_loss": loss}
 
 
-class Run:
+class ClassifierRun:
     """The model of a run, its position, and its checkpoint.
 
     Attributes:
@@ -298,7 +298,7 @@ class Run:
         self.epoch = data["epoch"]
 
 
-def write_log(run: Run, log: Log, step: int, lr: float) -> None:
+def write_log(run: ClassifierRun, log: Log, step: int, lr: float) -> None:
     """A line of loss, learning rate and speed.
 
     Raises:

@@ -57,7 +57,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     device = distributed.init(cfg.DEVICE)
     last = check_run(cfg, resume)
     dataset = open_dataset(cfg)
-    run = Run(cfg, device, list(dataset.classes), len(dataset))
+    run = GanRun(cfg, device, list(dataset.classes), len(dataset))
     if last:
         run.load(last)
     write_config(cfg)
@@ -97,7 +97,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 # The steps of the two networks.
 
 
-def discriminator_step(run: Run, step: int, i: int, images: Tensor, labels: Tensor) -> None:
+def discriminator_step(run: GanRun, step: int, i: int, images: Tensor, labels: Tensor) -> None:
     """One step of the discriminator on real images (n, 3, R, R) uint8, labels (n,), of this rank.
 
     Args:
@@ -128,7 +128,7 @@ def discriminator_step(run: Run, step: int, i: int, images: Tensor, labels: Tens
     run.add(loss_d=loss, d_real=score_real, d_fake=score_fake)
 
 
-def generator_step(run: Run, step: int) -> None:
+def generator_step(run: GanRun, step: int) -> None:
     """One step of the generator; `step` from 1."""
     solver = run.cfg.SOLVER
     G, D = run.G, run.D.network
@@ -150,14 +150,14 @@ def generator_step(run: Run, step: int) -> None:
     run.add(loss_g=loss)
 
 
-def update_average(run: Run, step: int) -> None:
+def update_average(run: GanRun, step: int) -> None:
     """Move the moving average of the generator's weights; up to EMA_START it is a copy."""
     if step <= run.cfg.SOLVER.EMA_START:
         run.ema.n_averaged.zero_()  # PyTorch's class copies where it has averaged nothing yet
     run.ema.update_parameters(run.G.network)
 
 
-def draw(run: Run, step: int, i: int) -> list[tuple[Tensor, Tensor]]:
+def draw(run: GanRun, step: int, i: int) -> list[tuple[Tensor, Tensor]]:
     """This rank's z and y of the i-th update in a step, in ACCUMULATE parts.
 
     They are drawn for all ranks and then shared out, so they don't depend on the number of ranks.
@@ -227,7 +227,7 @@ class Player:
             self.scaler.load_state_dict(scaler)
 
 
-class Run:
+class GanRun:
     """The networks of a run, its position, and its checkpoints."""
 
     def __init__(self, cfg: CfgNode, device: torch.device, classes: list[str], images: int) -> None:
@@ -436,7 +436,7 @@ class Timer:
         return {"time": seconds, "images_per_second": self.images / seconds}
 
 
-def write_log(run: Run, log: Log, timer: Timer) -> None:
+def write_log(run: GanRun, log: Log, timer: Timer) -> None:
     """A line of losses, speed, and singular values of the layers outside of the blocks."""
     solver = run.cfg.SOLVER
     values = {**run.pop_means(), "lr_g": solver.LR_G, "lr_d": solver.LR_D, **timer.pop()}
@@ -451,7 +451,7 @@ def write_log(run: Run, log: Log, timer: Timer) -> None:
     log.write(run.step, values)
 
 
-def write_samples(run: Run) -> None:
+def write_samples(run: GanRun) -> None:
     """A grid of the moving average's images: a row per class, the same z in every grid."""
     G = copy.deepcopy(run.ema.module)
     test = run.cfg.TEST
@@ -480,7 +480,7 @@ class Evaluation:
         done = any(line["step"] == step for line in self.log.with_key(self.fid))
         return period >= 0 and step > 0 and due(self.cfg, step, period) and not done
 
-    def __call__(self, run: Run) -> None:
+    def __call__(self, run: GanRun) -> None:
         """Evaluate the run as it is now. All processes take part."""
         results = self.evaluator.evaluate(run.ema.module, seed=self.cfg.SEED)
         # The line last: a run killed before it is evaluated again.
@@ -493,7 +493,7 @@ class Evaluation:
                 f"{self.fid} rises; the best checkpoint is {run.folder / 'best_fid.pth'}"
             )
 
-    def _keep_best(self, run: Run, results: dict[str, float]) -> None:
+    def _keep_best(self, run: GanRun, results: dict[str, float]) -> None:
         before = self.log.with_key(self.fid)
         state = run.state()
         for name, key, sign in (("fid", self.fid, -1), ("is", self.inception_score, 1)):

@@ -20,7 +20,6 @@ from evonorm_runs.folder import read_metrics
 
 from .paper import TABLE_5
 
-# Table 5: IS and FID at peak performance, median/best over 3 seeds where two numbers are given.
 # Runs in one table must agree in these: the metrics depend on them.
 SAME = (
     *("DATA.NAME", "MODEL.RESOLUTION", "MODEL.NUM_CLASSES", "MODEL.G_CH", "MODEL.D_CH"),
@@ -30,7 +29,7 @@ SAME = (
 
 
 @dataclass(frozen=True)
-class Run:
+class PeakRun:
     """One run at its peak: IS and FID are each the best of its evaluations."""
 
     folder: Path
@@ -41,7 +40,7 @@ class Run:
     FID: float
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> PeakRun:
     """A run from its config.yaml and metrics.json.
 
     Raises:
@@ -60,7 +59,7 @@ def read_run(folder: Path) -> Run:
     if not values:
         raise UserError(f"{folder}: no evaluation in its metrics.json (no line with {keys[1]!r})")
     scores, distances = zip(*values)
-    return Run(folder, cfg, _layer(cfg), cfg.SEED, max(scores), min(distances))
+    return PeakRun(folder, cfg, _layer(cfg), cfg.SEED, max(scores), min(distances))
 
 
 def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
@@ -74,7 +73,7 @@ def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
             the metrics depend on.
     """
     runs = [read_run(folder) for folder in folders]
-    seen: dict[tuple[str, int], Run] = {}
+    seen: dict[tuple[str, int], PeakRun] = {}
     for run in runs:
         other = seen.setdefault((run.layer, run.seed), run)
         if other is not run:
@@ -98,7 +97,7 @@ def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
     ]
 
 
-def _row(runs: list[Run], layer: str, extractor: str, paper: bool) -> dict[str, Any]:
+def _row(runs: list[PeakRun], layer: str, extractor: str, paper: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": layer, "seeds": sorted(run.seed for run in runs)}
     for name, best in (("IS", max), ("FID", min)):
         values = [getattr(run, name) for run in runs]

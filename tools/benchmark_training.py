@@ -110,7 +110,7 @@ def gan(model: str, norm: str, device: str, overrides: list[str]) -> Step:
     changes = {**changes, "MODEL.NORM": {"BN": "BN-ReLU", "GN": "GN-ReLU"}.get(norm, norm)}
     cfg = load_config(str(CONFIGS / file), [*flat(changes), "DEVICE", device, *overrides])
     torch.backends.cudnn.benchmark = True  # as in training
-    run = trainer.Run(cfg, torch.device(device), [""] * cfg.MODEL.NUM_CLASSES, images=0)
+    run = trainer.GanRun(cfg, torch.device(device), [""] * cfg.MODEL.NUM_CLASSES, images=0)
     generator = torch.Generator().manual_seed(0)
     shape = (cfg.SOLVER.BATCH_SIZE, 3, cfg.MODEL.RESOLUTION, cfg.MODEL.RESOLUTION)
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .figures import Chart, axis, figure, line, plain, wide
 from .results import find_metric, find_metrics
-from .runs import Run, number
+from .runs import RunFolder, number
 
 POINTS, ALL_POINTS = (
     1000,
@@ -33,7 +33,7 @@ CURVES = {
 }
 
 
-def learning_curves(runs: Sequence[Run], total: int) -> tuple[list[Chart], list[Chart]]:
+def learning_curves(runs: Sequence[RunFolder], total: int) -> tuple[list[Chart], list[Chart]]:
     """What runs of one kind learned: the main curves, and the others.
 
     Args:
@@ -54,7 +54,7 @@ def learning_curves(runs: Sequence[Run], total: int) -> tuple[list[Chart], list[
     return tuple([chart for chart in group if chart] for group in charts)
 
 
-def _curve(runs: Sequence[Run], key: str, title: str, total: int) -> Chart | None:
+def _curve(runs: Sequence[RunFolder], key: str, title: str, total: int) -> Chart | None:
     most = max(50, min(POINTS, ALL_POINTS // total))
     traces, words = [], {}
     for run in runs:
@@ -78,7 +78,7 @@ def _curve(runs: Sequence[Run], key: str, title: str, total: int) -> Chart | Non
     return Chart(title, figure(traces, hovermode="x unified", hoverdistance=-1, **axes), words)
 
 
-def trade_off(runs: Sequence[Run]) -> list[Chart]:
+def trade_off(runs: Sequence[RunFolder]) -> list[Chart]:
     """IS against FID over the training, a chart for each extractor."""
     charts = []
     for fid in (m for m in find_metrics(runs) if m.key.startswith("FID")):
@@ -90,7 +90,7 @@ def trade_off(runs: Sequence[Run]) -> list[Chart]:
     return [chart for chart in charts if chart]
 
 
-def truncation(curves: dict[Run, list[dict[str, Any]]]) -> list[Chart]:
+def truncation(curves: dict[RunFolder, list[dict[str, Any]]]) -> list[Chart]:
     """IS against FID over the truncation, a chart for each extractor."""
     charts = []
     keys = dict.fromkeys(key for rows in curves.values() for row in rows for key in row)
@@ -108,7 +108,11 @@ def truncation(curves: dict[Run, list[dict[str, Any]]]) -> list[Chart]:
 
 
 def _trade(
-    over: str, fid: str, score: str, points: dict[Run, list], labels: dict[Run, list[str]]
+    over: str,
+    fid: str,
+    score: str,
+    points: dict[RunFolder, list],
+    labels: dict[RunFolder, list[str]],
 ) -> Chart | None:
     traces, words = [], {}
     for run in (run for run, pairs in points.items() if pairs):
@@ -129,7 +133,7 @@ def _trade(
 
 
 def class_chart(
-    title: str, classes: dict[str, dict[int, float]], runs: Sequence[Run]
+    title: str, classes: dict[str, dict[int, float]], runs: Sequence[RunFolder]
 ) -> Chart | None:
     """AP by class, a mark for each run; None for too many classes."""
     if len(classes) > CLASSES:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from .results import Cell, Figures, find_metrics, last_evaluation
-from .runs import Run
+from .runs import RunFolder
 
 ABSENT = "–"
 OWN = ("OUTPUT_DIR", "TEST.CACHE_DIR")  # change nothing
@@ -27,29 +27,29 @@ def compare(
     return differ, alike
 
 
-def other_differences(runs: Sequence[Run]) -> list[str]:
+def other_differences(runs: Sequence[RunFolder]) -> list[str]:
     """The settings beside the layer and the seed in which runs differ: what else may matter."""
     differ, _ = compare([run.config for run in runs if run.config])
     return [key for key in differ if key != "SEED" and not _of_layer(key, runs[0])]
 
 
-def _of_layer(key: str, run: Run) -> bool:
+def _of_layer(key: str, run: RunFolder) -> bool:
     """Whether a setting says which layer a run has, or nothing at all."""
     # evonorm_d2.config.resolve swaps the names of a detector's components for a layer's sake.
     component = run.kind == "detection" and key.startswith("MODEL.") and key.endswith("NAME")
     return key in OWN or key.endswith(".NORM") or component
 
 
-def over_seeds(runs: Sequence[Run]) -> list[list[Run]]:
+def over_seeds(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
     """The runs in groups that differ in their seed only, in the order of each first one."""
-    groups: dict[frozenset, list[Run]] = {}
+    groups: dict[frozenset, list[RunFolder]] = {}
     for run in runs:
         settings = frozenset((k, v) for k, v in run.config.items() if k not in (*OWN, "SEED"))
         groups.setdefault(settings or frozenset([run.index]), []).append(run)
     return list(groups.values())
 
 
-def seed_figures(groups: Sequence[list[Run]]) -> tuple[list[str], Figures]:
+def seed_figures(groups: Sequence[list[RunFolder]]) -> tuple[list[str], Figures]:
     """What each group is called, and the median and range of its runs' results.
 
     FID and IS are each run's at its peak, the others of its last evaluation.

@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from .runs import Run
+from .runs import RunFolder
 
 COLOURS = 8  # as many as style.css has, --run-0 and so on
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -50,7 +50,7 @@ def style(index: int) -> tuple[int, str, str]:
     return index % COLOURS, DASHES[turn % len(DASHES)], SYMBOLS[turn % len(SYMBOLS)]
 
 
-def line(run: Run, x: Sequence, y: Sequence) -> dict[str, Any]:
+def line(run: RunFolder, x: Sequence, y: Sequence) -> dict[str, Any]:
     """A trace of a run's points, in its own style."""
     _, dash, symbol = style(run.index)
     marker = {"symbol": symbol, "size": 7}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .runs import Run
+from .runs import RunFolder
 
 SAMPLES = "samples/*.png"  # evonorm_gan.trainer.write_samples: the name is the step
 SMALL = 40_000  # bytes; a file of no more is taken as it is
@@ -64,7 +64,7 @@ class Album:
         url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         return Picture(name, url, width, height, note, step)
 
-    def samples(self, runs: Sequence[Run]) -> dict[int, tuple[list[Picture], int]]:
+    def samples(self, runs: Sequence[RunFolder]) -> dict[int, tuple[list[Picture], int]]:
         """By run the grids of samples in the order of their steps, and how many there are in all.
 
         Of many the first, the last, and some evenly between them are taken.
@@ -77,7 +77,7 @@ class Album:
             for index, grids in found.items()
         }
 
-    def pictures(self, run: Run, without: Sequence[str] = ()) -> list[Picture]:
+    def pictures(self, run: RunFolder, without: Sequence[str] = ()) -> list[Picture]:
         """The PNGs in a run's folder, such as predictions.png and grid.png."""
         paths = sorted(path for path in run.folder.glob("*.png") if path.name not in without)
         shown = [self.take(path, path.name, SHEET) for path in paths[:PICTURES]]

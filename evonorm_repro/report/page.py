@@ -24,7 +24,7 @@ from .figures import style
 from .images import Album
 from .parts import TITLES, Part, make_part
 from .reading import read_runs
-from .runs import Run
+from .runs import RunFolder
 
 HERE = Path(__file__).parent
 TICKED = 12  # runs at first; the others wait for their tick
@@ -111,7 +111,7 @@ def _ticked(parts: list[Part]) -> set[int]:
     return {run.index for run in chosen}
 
 
-def _summary(runs: list[Run], parts: list[Part]) -> dict[str, Any]:
+def _summary(runs: list[RunFolder], parts: list[Part]) -> dict[str, Any]:
     states = [run.state.split()[0] for run in runs]
     counts = {word: states.count(word) for word in ("finished", "failed") if word in states}
     rest = len(runs) - sum(counts.values())

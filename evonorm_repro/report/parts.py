@@ -10,7 +10,7 @@ from . import charts, recorded, results
 from .compare import compare, other_differences, over_seeds, seed_figures
 from .figures import Chart
 from .images import Album
-from .runs import Run
+from .runs import RunFolder
 
 TITLES = {
     "detection": "Detection",
@@ -26,7 +26,7 @@ class Part:
 
     id: str
     title: str
-    runs: list[Run]
+    runs: list[RunFolder]
     figures: results.Figures
     seeds: tuple[list[str], results.Figures] | None
     differences: list[str]
@@ -36,7 +36,7 @@ class Part:
     classes: list[tuple[str, Chart | None, dict[str, dict[int, str]]]]
     samples: dict[int, Any]
     pictures: dict[int, Any]
-    with_config: list[Run]
+    with_config: list[RunFolder]
     differ: dict[str, list[str]]
     alike: dict[str, str]
     sections: list[tuple[str, str]] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Part:
         yield from (chart for _, chart, _ in self.classes if chart)
 
 
-def make_part(kind: str, runs: list[Run], album: Album, total: int) -> Part:
+def make_part(kind: str, runs: list[RunFolder], album: Album, total: int) -> Part:
     """The part of the page on the runs of a kind.
 
     Args:
@@ -107,5 +107,5 @@ def make_part(kind: str, runs: list[Run], album: Album, total: int) -> Part:
 
 
 def _class_texts(classes: dict[str, dict[int, float]]) -> dict[str, dict[int, str]]:
-    metric = results.Metric("", "", "%", 1, 1)
+    metric = results.Result("", "", "%", 1, 1)
     return {c: {i: metric.format(v) for i, v in row.items()} for c, row in classes.items()}

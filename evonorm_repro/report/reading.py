@@ -15,7 +15,7 @@ import yaml
 from evonorm_runs.errors import UserError, one_line
 from evonorm_runs.folder import read_metrics
 
-from .runs import CONFIG, FAILED, JOB, KINDS, METRICS, OTHER, Run, number
+from .runs import CONFIG, FAILED, JOB, METRICS, OTHER, RUN_KINDS, RunFolder, number
 
 LONGEST = 300  # characters of a config's value
 LARGEST = 20_000  # values of a config; its aliases could stand for endlessly many
@@ -48,7 +48,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[RunFolder]:
     """The runs of :func:`find_runs`, in the order of their kinds.
 
     Raises:
@@ -58,7 +58,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     paths = find_runs(folders)
     names = _names(paths)
     runs = [read_run(path, name, 0) for path, name in zip(paths, names)]
-    order = [*KINDS, OTHER]
+    order = [*RUN_KINDS, OTHER]
     runs.sort(key=lambda run: order.index(run.kind))
     return [replace(run, index=i) for i, run in enumerate(runs)]
 
@@ -72,9 +72,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [os.path.relpath(path.resolve(), top) for path in paths]
 
 
-def read_run(folder: Path, name: str, index: int) -> Run:
+def read_run(folder: Path, name: str, index: int) -> RunFolder:
     """What a folder holds; what is damaged in it is left out, and noted."""
-    run = Run(folder, name, index)
+    run = RunFolder(folder, name, index)
     if (folder / METRICS).exists():
         _read_metrics(run)
     if (folder / CONFIG).exists():
@@ -96,7 +96,7 @@ def read_run(folder: Path, name: str, index: int) -> Run:
     return run
 
 
-def _read_metrics(run: Run) -> None:
+def _read_metrics(run: RunFolder) -> None:
     lines, damaged = read_metrics(run.folder)
     for line in lines:
         step = number(line.get("iteration", line.get("step")))

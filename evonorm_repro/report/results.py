@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from .recorded import peak_memory
-from .runs import Run
+from .runs import RunFolder
 
 # Detectron2's "bbox/AP50"; with several test sets "digits_val/bbox/AP50".
 DETECTION = re.compile(
@@ -35,7 +35,7 @@ CLASSIFIER = {
 
 
 @dataclass(frozen=True)
-class Metric:
+class Result:
     """A result: its key in metrics.json, and how it is shown.
 
     Attributes:
@@ -83,28 +83,28 @@ class Figures:
     rows: dict[int, list[Cell]] = field(default_factory=dict)
 
 
-def find_metric(key: str) -> Metric | None:
+def find_metric(key: str) -> Result | None:
     """The result that a key of metrics.json stands for, if it does."""
     if found := DETECTION.fullmatch(key):
         where = f", {found[1]}" if found[1] else ""
-        return Metric(key, f"{TASKS[found[2]]}{found[3]}{where}", "%", 1, 1)
+        return Result(key, f"{TASKS[found[2]]}{found[3]}{where}", "%", 1, 1)
     if found := GAN.fullmatch(key):
         sign, digits = GAN_METRICS[found[1]]
         title = found[1] + (found[2] or "")
-        return Metric(key, title, "", sign, digits, (found[3] or "").strip())
+        return Result(key, title, "", sign, digits, (found[3] or "").strip())
     if key in CLASSIFIER:
-        return Metric(key, *CLASSIFIER[key])
+        return Result(key, *CLASSIFIER[key])
     return None
 
 
-def find_metrics(runs: Sequence[Run]) -> list[Metric]:
+def find_metrics(runs: Sequence[RunFolder]) -> list[Result]:
     """The results that any of the runs has: of detectors AP, AP50, AP75; of GANs FID, IS first."""
     keys = dict.fromkeys(key for run in runs for key in run.series)
     found = [metric for metric in map(find_metric, keys) if metric]
     return sorted(found, key=_rank)
 
 
-def _rank(metric: Metric) -> tuple[str, int, str]:
+def _rank(metric: Result) -> tuple[str, int, str]:
     if found := DETECTION.fullmatch(metric.key):
         return found[1] or "", list(TASKS).index(found[2]), found[3]
     name = re.split("[- ]", metric.key)[0]
@@ -112,7 +112,7 @@ def _rank(metric: Metric) -> tuple[str, int, str]:
     return metric.key[len(name) :], order.index(name), ""
 
 
-def final_figures(runs: Sequence[Run]) -> Figures:
+def final_figures(runs: Sequence[RunFolder]) -> Figures:
     """The results of each run's last evaluation; before them IS and FID, each at its peak.
 
     Where several runs have a value, the best of a column is marked.
@@ -144,13 +144,13 @@ def final_figures(runs: Sequence[Run]) -> Figures:
     return figures
 
 
-def last_evaluation(run: Run) -> float | None:
+def last_evaluation(run: RunFolder) -> float | None:
     """The step of the last one, whose results belong together: a worse one may have fewer."""
     keys = (key for key in run.series if find_metric(key) or CLASS.fullmatch(key))
     return max((step for key in keys for step in run.series[key]), default=None)
 
 
-def per_class(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, float]]]:
+def per_class(runs: Sequence[RunFolder]) -> dict[str, dict[str, dict[int, float]]]:
     """AP of each class at the last evaluation: title of the table -> class -> run index -> AP."""
     tables: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
@@ -163,7 +163,7 @@ def per_class(runs: Sequence[Run]) -> dict[str, dict[str, dict[int, float]]]:
     return tables
 
 
-def speed(runs: Sequence[Run]) -> Figures | None:
+def speed(runs: Sequence[RunFolder]) -> Figures | None:
     """Seconds per step (medians), and memory, where it was recorded; None if nothing was."""
     titles = ["seconds per step", "images per second", "whole run (min)", "GPU memory (MiB)"]
     rows = {}
@@ -184,7 +184,7 @@ def speed(runs: Sequence[Run]) -> Figures | None:
     return Figures([Cell(titles[i]) for i in kept], cells)
 
 
-def _median(run: Run, *keys: str) -> float | None:
+def _median(run: RunFolder, *keys: str) -> float | None:
     values = [value for key in keys for value in run.finite(key).values()]
     return median(values) if values else None
 

@@ -11,7 +11,7 @@ from typing import Any
 METRICS, CONFIG, FAILED, JOB = "metrics.json", "config.yaml", "failed.txt", "job.json"
 # The kinds of run, in the report's order: the tool that trains them, a key that only their config
 # has, one that only their metrics have.
-KINDS = {
+RUN_KINDS = {
     "detection": ("train_net.py", "MODEL.META_ARCHITECTURE", "total_loss"),
     "gan": ("train_gan.py", "MODEL.G_CH", "loss_d"),
     "classifier": ("train_classifier.py", "MODEL.WIDTH", "accuracy"),
@@ -20,7 +20,7 @@ OTHER = "other"
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class RunFolder:
     """What a run's folder says of it.
 
     Attributes:
@@ -43,10 +43,10 @@ class Run:
 
     @cached_property
     def kind(self) -> str:
-        """One of KINDS, or OTHER."""
+        """One of RUN_KINDS, or OTHER."""
         keys = {key for line in self.lines for key in line}
         tool = next(iter(self.job.get("settings", [])), "")
-        for kind, (name, in_config, in_metrics) in KINDS.items():
+        for kind, (name, in_config, in_metrics) in RUN_KINDS.items():
             if in_config in self.config or (not self.config and in_metrics in keys):
                 return kind
             if not self.config and str(tool).endswith(name):

@@ -17,7 +17,7 @@ from evonorm_classifier import trainer
 from evonorm_classifier.config import load_config
 from evonorm_classifier.data import DigitsSet, worker_batches
 from evonorm_classifier.models import build_model
-from evonorm_classifier.trainer import Run, learning_rate, train
+from evonorm_classifier.trainer import ClassifierRun, learning_rate, train
 from evonorm_runs.errors import UserError
 from evonorm_runs.images.digits import make_digits
 
@@ -132,7 +132,7 @@ class TestWorkers:
     def test_dropout_draws_for_each_step_and_worker(self, tiny_cfg):
         seeds = []
         cfg = tiny_cfg("SOLVER.WORKERS", 2)
-        run = Run(cfg, torch.device("cpu"), 22, 10)
+        run = ClassifierRun(cfg, torch.device("cpu"), 22, 10)
         run.seed = seeds.append
         batch = torch.zeros(4, 3, 32, 32), torch.zeros(4).long()
         for step in (1, 2):
@@ -198,8 +198,8 @@ class TestRuns:
                 raise Killed
             original(run)
 
-        original = Run.save
-        monkeypatch.setattr(Run, "save", save)
+        original = ClassifierRun.save
+        monkeypatch.setattr(ClassifierRun, "save", save)
         with pytest.raises(Killed):
             train(tiny_cfg(*overrides, "OUTPUT_DIR", killed))
         monkeypatch.undo()
@@ -254,7 +254,7 @@ class TestRuns:
         assert math.isclose(results["train_accuracy"], 100 * sum(seen[:20]) / 20, abs_tol=1e-4)
 
     def test_only_kernels_decay(self, tiny_cfg):
-        run = Run(tiny_cfg(), torch.device("cpu"), 22, 10)
+        run = ClassifierRun(tiny_cfg(), torch.device("cpu"), 22, 10)
         kernels = [m.weight for m in run.model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         decayed, others = run.optimizer.param_groups
         assert decayed["weight_decay"] == 1e-4 and others["weight_decay"] == 0

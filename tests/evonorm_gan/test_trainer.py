@@ -13,7 +13,7 @@ import torch
 from evonorm_gan import checkpoint, trainer
 from evonorm_gan.data import to_float
 from evonorm_gan.models import build_generator
-from evonorm_gan.trainer import Run, collapsed, train
+from evonorm_gan.trainer import GanRun, collapsed, train
 from evonorm_runs.errors import UserError
 
 FID, IS = (f"{name}-digits (not comparable with Inception)" for name in ("FID", "IS"))
@@ -145,7 +145,7 @@ class TestResuming:
 class TestSteps:
     @pytest.fixture
     def run(self, tiny_cfg, tiny_set):
-        return Run(tiny_cfg(), torch.device("cpu"), tiny_set.classes, len(tiny_set))
+        return GanRun(tiny_cfg(), torch.device("cpu"), tiny_set.classes, len(tiny_set))
 
     def test_a_step_of_each_network(self, run, tiny_set, equal):
         """Against plain autograd on copies, and Adam's first step: lr g / (|g| + eps)."""
@@ -176,7 +176,7 @@ class TestSteps:
     def test_parts_add_up_to_the_whole_batch(self, tiny_cfg, tiny_set):
         def gradient(parts):
             cfg = tiny_cfg("SOLVER.ACCUMULATE", parts)
-            run = Run(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
+            run = GanRun(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
             for network in (run.G.network, run.D.network):
                 network.eval()  # the parts' power iterations would make other weights of them
             kept = []
@@ -253,7 +253,7 @@ class TestDivergence:
 
     @pytest.mark.parametrize("network", ["G", "D"])
     def test_gradients_that_are_not_finite_stop_it_too(self, tiny_cfg, tiny_set, network, equal):
-        run = Run(tiny_cfg(), torch.device("cpu"), tiny_set.classes, len(tiny_set))
+        run = GanRun(tiny_cfg(), torch.device("cpu"), tiny_set.classes, len(tiny_set))
         player = getattr(run, network)
         for p in player.network.parameters():
             p.grad = torch.zeros_like(p)
@@ -265,7 +265,7 @@ class TestDivergence:
 
     def test_fp16s_scaler_skips_such_a_step_instead(self, tiny_cfg, tiny_set, equal):
         cfg = tiny_cfg("SOLVER.AMP", "fp16")
-        run = Run(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
+        run = GanRun(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
         before, scale = copy.deepcopy(run.G.network.state_dict()), run.G.scaler.get_scale()
 
         def step():
@@ -347,7 +347,7 @@ class TestFiles:
 
     def test_the_first_lines_count_the_parameters(self, tiny_cfg, tiny_set):
         cfg = tiny_cfg("MODEL.G_CH", 32, "MODEL.D_CH", 32)
-        run = Run(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
+        run = GanRun(cfg, torch.device("cpu"), tiny_set.classes, len(tiny_set))
         counted = [sum(p.numel() for p in x.network.parameters()) for x in (run.G, run.D)]
         assert all(f"{n:,}" in str(run) for n in counted)
 
