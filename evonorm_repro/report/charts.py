@@ -10,27 +10,9 @@ from .figures import Chart, axis, figure, line, plain, wide
 from .results import find_metric, find_metrics
 from .runs import RunFolder, number
 
-POINTS, ALL_POINTS = (
-    1000,
-    30_000,
-)  # the most points of one curve, and about the most of all curves of the page
+POINTS = 1000  # of a curve, at most
+ALL_POINTS = 30_000  # of all curves of the page, about
 CLASSES = 100  # more are only in the table
-
-# What is drawn beside the results, and below the fold: key, title.
-CURVES = {
-    "detection": ({"total_loss": "loss", "lr": "learning rate"}, "loss_"),
-    "gan": (
-        {
-            "loss_d": "discriminator's loss",
-            "loss_g": "generator's loss",
-            "lr_g": "generator's learning rate",
-            "lr_d": "discriminator's learning rate",
-        },
-        ("d_real", "d_fake", "singular_value/"),
-    ),
-    "classifier": ({"loss": "loss", "lr": "learning rate"}, ()),
-    "other": ({"loss": "loss", "lr": "learning rate"}, ()),
-}
 
 
 def learning_curves(runs: Sequence[RunFolder], total: int) -> tuple[list[Chart], list[Chart]]:
@@ -39,15 +21,14 @@ def learning_curves(runs: Sequence[RunFolder], total: int) -> tuple[list[Chart],
     Args:
         total: the number of runs in the report.
     """
-    named, others = CURVES[runs[0].kind]
+    kind = runs[0].kind
     keys = dict.fromkeys(key for run in runs for key in run.series)
-    main = {key: title for key, title in named.items() if key in keys}
+    main = {key: title for key, title in kind.curves.items() if key in keys}
     results = find_metrics(runs)
-    top = ("AP", "mIoU", "PQ", "accuracy", "val_loss")
     titles = {m.key: " ".join([m.label, m.remark]).strip() for m in results}
-    shown = {m.key: titles[m.key] for m in results if m.peak or m.key.split("/")[-1] in top}
+    shown = {m.key: titles[m.key] for m in results if m.first}
     rest = {key: title for key, title in titles.items() if key not in shown}
-    rest |= {key: key.replace("_", " ") for key in keys if others and key.startswith(others)}
+    rest |= {key: key.replace("_", " ") for key in keys if key.startswith(kind.more_curves)}
     # The results first, then the losses and rates.
     groups = ({**shown, **main}, rest)
     charts = [[_curve(runs, key, title, total) for key, title in g.items()] for g in groups]

@@ -35,9 +35,7 @@ def other_differences(runs: Sequence[RunFolder]) -> list[str]:
 
 def _of_layer(key: str, run: RunFolder) -> bool:
     """Whether a setting says which layer a run has, or nothing at all."""
-    # evonorm_d2.config.resolve swaps the names of a detector's components for a layer's sake.
-    component = run.kind == "detection" and key.startswith("MODEL.") and key.endswith("NAME")
-    return key in OWN or key.endswith(".NORM") or component
+    return key in OWN or key.endswith(".NORM") or run.kind.names_layer(key)
 
 
 def over_seeds(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:

@@ -22,7 +22,8 @@ from . import recorded, results
 from .compare import compare, over_seeds
 from .figures import style
 from .images import Album
-from .parts import TITLES, Part, make_part
+from .kinds import OTHER, RUN_KINDS
+from .parts import Part, make_part
 from .reading import read_runs
 from .runs import RunFolder
 
@@ -60,8 +61,8 @@ def render(folders: Sequence[Path]) -> str:
     album = Album()
     parts = [
         make_part(kind, chosen, album, len(runs))
-        for kind, title in TITLES.items()
-        if (chosen := [run for run in runs if run.kind == kind])
+        for kind in (*RUN_KINDS, OTHER)
+        if (chosen := [run for run in runs if run.kind is kind])
     ]
     placed = [chart for part in parts for chart in part.all_charts()]
     for i, chart in enumerate(placed):

@@ -10,14 +10,8 @@ from . import charts, recorded, results
 from .compare import compare, other_differences, over_seeds, seed_figures
 from .figures import Chart
 from .images import Album
+from .kinds import Kind, Result
 from .runs import RunFolder
-
-TITLES = {
-    "detection": "Detection",
-    "gan": "BigGAN-deep",
-    "classifier": "Classification",
-    "other": "Other runs",
-}
 
 
 @dataclass
@@ -51,7 +45,7 @@ class Part:
         yield from (chart for _, chart, _ in self.classes if chart)
 
 
-def make_part(kind: str, runs: list[RunFolder], album: Album, total: int) -> Part:
+def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Part:
     """The part of the page on the runs of a kind.
 
     Args:
@@ -77,8 +71,8 @@ def make_part(kind: str, runs: list[RunFolder], album: Album, total: int) -> Par
     }
     pictures = {run.index: album.pictures(run, drawn[run]) for run in runs}
     part = Part(
-        id=kind,
-        title=TITLES[kind],
+        id=kind.id,
+        title=kind.title,
         runs=runs,
         figures=results.final_figures(runs),
         seeds=seed_figures(groups) if groups else None,
@@ -107,5 +101,5 @@ def make_part(kind: str, runs: list[RunFolder], album: Album, total: int) -> Par
 
 
 def _class_texts(classes: dict[str, dict[int, float]]) -> dict[str, dict[int, str]]:
-    metric = results.Result("", "", "%", 1, 1)
+    metric = Result("", "", "%", 1, 1)
     return {c: {i: metric.format(v) for i, v in row.items()} for c, row in classes.items()}

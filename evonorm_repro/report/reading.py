@@ -15,7 +15,8 @@ import yaml
 from evonorm_runs.errors import UserError, one_line
 from evonorm_runs.folder import read_metrics
 
-from .runs import CONFIG, FAILED, JOB, METRICS, OTHER, RUN_KINDS, RunFolder, number
+from .kinds import OTHER, RUN_KINDS
+from .runs import CONFIG, FAILED, JOB, METRICS, RunFolder, number
 
 LONGEST = 300  # characters of a config's value
 LARGEST = 20_000  # values of a config; its aliases could stand for endlessly many

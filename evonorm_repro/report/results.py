@@ -3,67 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from .kinds import RUN_KINDS, Result
+from .kinds.detection import find_class
 from .recorded import peak_memory
 from .runs import RunFolder
-
-# Detectron2's "bbox/AP50"; with several test sets "digits_val/bbox/AP50".
-DETECTION = re.compile(
-    r"(?:(.+)/)?(bbox|segm|keypoints|sem_seg|panoptic_seg)/(AP(?:50|75)?|mIoU|PQ)"
-)
-CLASS = re.compile(r"(?:(.+)/)?(bbox|segm|keypoints)/AP-(.+)", re.DOTALL)
-# evonorm_gan.evaluation.metrics.metric_key: "FID", or "FID-digits (not comparable with Inception)".
-GAN = re.compile(r"(FID|IS|KID|precision|recall)(-\S+)?( \(.*\))?")
-TASKS = {
-    "bbox": "box ",
-    "segm": "mask ",
-    "keypoints": "keypoint ",
-    "sem_seg": "",
-    "panoptic_seg": "",
-}
-# Their sign (1: the higher the better) and digits.
-GAN_METRICS = {"FID": (-1, 2), "IS": (1, 2), "KID": (-1, 4), "precision": (1, 3), "recall": (1, 3)}
-CLASSIFIER = {
-    "accuracy": ("accuracy", "%", 1, 2),
-    "train_accuracy": ("accuracy in training", "%", 1, 2),
-    "val_loss": ("validation loss", "", -1, 4),
-}
-
-
-@dataclass(frozen=True)
-class Result:
-    """A result: its key in metrics.json, and how it is shown.
-
-    Attributes:
-        sign: 1 if higher is better, -1 if lower is.
-        remark: what a stand-in's key says of it, such as "(not comparable with Inception)"; goes
-            with the title wherever that is shown.
-    """
-
-    key: str
-    title: str
-    unit: str
-    sign: int
-    digits: int
-    remark: str = ""
-
-    @property
-    def label(self) -> str:
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
-    def format(self, value: float | None) -> str:
-        if value is None:
-            return "–"
-        return f"{value:.{self.digits}f}" if math.isfinite(value) else "not finite"
-
-    @property
-    def peak(self) -> bool:
-        """Whether the paper reports it at its peak (section 5.5)."""
-        return self.key.startswith(("FID", "IS"))
 
 
 @dataclass
@@ -85,31 +32,15 @@ class Figures:
 
 def find_metric(key: str) -> Result | None:
     """The result that a key of metrics.json stands for, if it does."""
-    if found := DETECTION.fullmatch(key):
-        where = f", {found[1]}" if found[1] else ""
-        return Result(key, f"{TASKS[found[2]]}{found[3]}{where}", "%", 1, 1)
-    if found := GAN.fullmatch(key):
-        sign, digits = GAN_METRICS[found[1]]
-        title = found[1] + (found[2] or "")
-        return Result(key, title, "", sign, digits, (found[3] or "").strip())
-    if key in CLASSIFIER:
-        return Result(key, *CLASSIFIER[key])
-    return None
+    found = (kind.find_result(key) for kind in RUN_KINDS)
+    return next((result for result in found if result), None)
 
 
 def find_metrics(runs: Sequence[RunFolder]) -> list[Result]:
     """The results that any of the runs has: of detectors AP, AP50, AP75; of GANs FID, IS first."""
     keys = dict.fromkeys(key for run in runs for key in run.series)
     found = [metric for metric in map(find_metric, keys) if metric]
-    return sorted(found, key=_rank)
-
-
-def _rank(metric: Result) -> tuple[str, int, str]:
-    if found := DETECTION.fullmatch(metric.key):
-        return found[1] or "", list(TASKS).index(found[2]), found[3]
-    name = re.split("[- ]", metric.key)[0]
-    order = [*GAN_METRICS, *CLASSIFIER]
-    return metric.key[len(name) :], order.index(name), ""
+    return sorted(found, key=lambda result: result.rank)
 
 
 def final_figures(runs: Sequence[RunFolder]) -> Figures:
@@ -146,7 +77,7 @@ def final_figures(runs: Sequence[RunFolder]) -> Figures:
 
 def last_evaluation(run: RunFolder) -> float | None:
     """The step of the last one, whose results belong together: a worse one may have fewer."""
-    keys = (key for key in run.series if find_metric(key) or CLASS.fullmatch(key))
+    keys = (key for key in run.series if find_metric(key) or find_class(key))
     return max((step for key in keys for step in run.series[key]), default=None)
 
 
@@ -156,10 +87,9 @@ def per_class(runs: Sequence[RunFolder]) -> dict[str, dict[str, dict[int, float]
     for run in runs:
         last = last_evaluation(run)
         for key, values in run.series.items():
-            if (found := CLASS.fullmatch(key)) and last in values:
-                title = f"{TASKS[found[2]]}AP" + (f", {found[1]}" if found[1] else "")
-                by_run = tables.setdefault(title, {}).setdefault(found[3], {})
-                by_run[run.index] = values[last]
+            if (found := find_class(key)) and last in values:
+                title, name = found
+                tables.setdefault(title, {}).setdefault(name, {})[run.index] = values[last]
     return tables
 
 

@@ -8,15 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .kinds import OTHER, RUN_KINDS, Kind
+
 METRICS, CONFIG, FAILED, JOB = "metrics.json", "config.yaml", "failed.txt", "job.json"
-# The kinds of run, in the report's order: the tool that trains them, a key that only their config
-# has, one that only their metrics have.
-RUN_KINDS = {
-    "detection": ("train_net.py", "MODEL.META_ARCHITECTURE", "total_loss"),
-    "gan": ("train_gan.py", "MODEL.G_CH", "loss_d"),
-    "classifier": ("train_classifier.py", "MODEL.WIDTH", "accuracy"),
-}
-OTHER = "other"
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +36,13 @@ class RunFolder:
     notes: list[str] = field(default_factory=list)
 
     @cached_property
-    def kind(self) -> str:
-        """One of RUN_KINDS, or OTHER."""
+    def kind(self) -> Kind:
         keys = {key for line in self.lines for key in line}
         tool = next(iter(self.job.get("settings", [])), "")
-        for kind, (name, in_config, in_metrics) in RUN_KINDS.items():
-            if in_config in self.config or (not self.config and in_metrics in keys):
+        for kind in RUN_KINDS:
+            if kind.config_key in self.config:
                 return kind
-            if not self.config and str(tool).endswith(name):
+            if not self.config and (kind.metrics_key in keys or str(tool).endswith(kind.tool)):
                 return kind
         return OTHER
 
@@ -89,8 +82,7 @@ class RunFolder:
         wanted = self.config.get("SOLVER.MAX_ITER", "")
         epochs = self.config.get("SOLVER.EPOCHS", "")
         seen = max(self.series.get("epoch", {0: 0}).values())
-        # Detectron2 counts from 0.
-        last = done + (self.kind == "detection")
+        last = done + 1 - self.kind.first_step
         if "seconds" in self.job or (wanted.isdigit() and last >= int(wanted)):
             return f"finished {at}"
         if epochs.isdigit():
@@ -100,7 +92,7 @@ class RunFolder:
     @property
     def unit(self) -> str:
         """What the trainer's steps are called."""
-        return "iteration" if self.kind == "detection" else "step"
+        return self.kind.unit
 
     @property
     def written(self) -> float:

@@ -175,7 +175,7 @@ def test_runs_are_ordered_by_their_kind(run, tmp_path):
         ("d", {"loss_d": 1}),
     ):
         (run(name) / "metrics.json").write_text(json.dumps({"step": 1, **line}))
-    assert [(r.name, r.kind) for r in read_runs([tmp_path])] == [
+    assert [(r.name, r.kind.id) for r in read_runs([tmp_path])] == [
         *(("b", "detection"), ("a", "gan"), ("d", "gan"), ("c", "other"))
     ]
 

@@ -1,0 +1,19 @@
+"""Runs of tools/train_classifier.py."""
+
+from __future__ import annotations
+
+from .kind import Kind, Result
+
+_RESULTS = {
+    "accuracy": Result("accuracy", "accuracy", "%", 1, 2, first=True),
+    "train_accuracy": Result("train_accuracy", "accuracy in training", "%", 1, 2, rank=("", 1, "")),
+    "val_loss": Result("val_loss", "validation loss", "", -1, 4, rank=("", 2, ""), first=True),
+}
+KIND = Kind(
+    id="classifier",
+    title="Classification",
+    tool="train_classifier.py",
+    config_key="MODEL.WIDTH",
+    metrics_key="accuracy",
+    find_result=_RESULTS.get,
+)
