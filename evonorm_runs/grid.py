@@ -12,22 +12,20 @@ import fcntl
 import json
 import math
 import os
-import queue
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
-from .errors import UserError, one_line, user_errors
+from .errors import UserError, user_errors
 from .files import atomic_write
+from .pool import over_all
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,19 +103,16 @@ def run_jobs(
     if not waiting:
         return
     say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished, {len(waiting)} to go")
-    if ray_address is None:
-        results = _here(waiting, at_once, gpus)
-    else:
-        results = _on_ray(waiting, ray_address, gpus)
+    work = partial(run_job, gpus=gpus)
     start = time.perf_counter()
-    for i, (job, reason) in enumerate(results, 1):
+    for i, (job, reason) in enumerate(over_all(work, waiting, at_once, gpus, ray_address), 1):
         left = (time.perf_counter() - start) / i * (len(waiting) - i)
         eta = f"; about {math.ceil(left / 60)} min to go" if i < len(waiting) else ""
         outcome = f"FAILED: {reason}" if reason else "done"
         say(f"[{i}/{len(waiting)}] {job.folder}: {outcome}{eta}")
 
 
-def run_job(job: Job, gpus: int, environment: dict[str, str]) -> str | None:
+def run_job(job: Job, environment: dict[str, str], gpus: int = 0) -> str | None:
     """Run it to its end; returns why it did not end well, None if it did."""
     with user_errors(OSError):
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -154,68 +149,6 @@ def run_job(job: Job, gpus: int, environment: dict[str, str]) -> str | None:
         reason = _reason(process.returncode, job.folder / "output.txt", begin)
         _write(job.folder / "failed.txt", reason + "\n")
         return reason
-
-
-def _here(jobs: list[Job], at_once: int, gpus: int) -> Iterator[tuple[Job, str | None]]:
-    slots: queue.Queue[int] = queue.Queue()
-    for slot in range(at_once):
-        slots.put(slot)
-    threads = max(1, (os.cpu_count() or 1) // at_once)
-
-    def work(job: Job) -> str | None:
-        slot = slots.get()
-        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-        if gpus and at_once > 1:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            devices = visible.split(",") if visible else [str(i) for i in range(gpus * at_once)]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices[slot * gpus :][:gpus])
-        try:
-            return run_job(job, gpus, environment)
-        finally:
-            slots.put(slot)
-
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = {pool.submit(work, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _on_ray(jobs: list[Job], address: str, gpus: int) -> Iterator[tuple[Job, str | None]]:
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("--ray needs Ray: pip install ray") from error
-    try:
-        _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"--ray {address}: {one_line(error)}") from error
-    try:
-        if ray.cluster_resources().get("GPU", 0) < gpus:
-            raise UserError(f"--ray {address}: the cluster has no {gpus} GPUs for a run")
-        # Ray itself sets OMP_NUM_THREADS and CUDA_VISIBLE_DEVICES to what the task was given.
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_job)
-        pending = {task.remote(job, gpus, {}): job for job in jobs}
-        while pending:
-            ready, _ = ray.wait(list(pending))
-            job = pending.pop(ready[0])
-            try:
-                yield job, ray.get(ready[0])
-            except ray.exceptions.RayError as error:  # the machine was lost, say
-                yield job, one_line(error)
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Raise an OSError if nothing answers at HOST:PORT: Ray itself would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host:
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _reason(code: int, output: Path, begin: int) -> str:

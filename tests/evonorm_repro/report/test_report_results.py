@@ -197,7 +197,7 @@ def test_a_failed_run_is_shown_with_its_reason(tmp_path, report, gan_run):
     tool = tmp_path / "train_gan.py"
     tool.write_text("import sys; sys.exit('train_gan.py: the loss is nan & more')")
     job = Job(tmp_path / "failed", str(tool), "x.yaml", ("MODEL.NORM", "GN-ReLU", "SEED", "7"))
-    assert run_job(job, 0, {}) == "train_gan.py: the loss is nan & more"
+    assert run_job(job, {}) == "train_gan.py: the loss is nan & more"
     good = gan_run(tmp_path / "good", [(400, {"loss_d": 1.0})])
     page = report(job.folder, good)
     _, first, second = page.table("Runs")
