@@ -1,4 +1,4 @@
-"""EvoNorm in Detectron2: `NORM: EvoNormS0` in a stock config.
+"""EvoNorm in Detectron2: `NORM: EvoNormS0`, or a formula, in a stock config.
 
 cfg = get_cfg()
 add_evonorm_config(cfg)

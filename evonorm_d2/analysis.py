@@ -112,11 +112,12 @@ def analyze(cfg: CfgNode) -> dict[str, Complexity]:
 class FlopCountAnalysis(analysis.FlopCountAnalysis):
     """Detectron2's (and so fvcore's) `FlopCountAnalysis` with the counting of this module.
 
-    Without it an EvoNorm counts 0 per element, GN 5, and a deformable conv nothing. Norms appear as
-    the operator "norm". It tells submodules apart, for which it traces the model on a real device.
+    In Detectron2's own an EvoNorm counts 0 per element, GN 5, and a deformable conv nothing. Here
+    norms appear as the operator "norm". It counts each submodule too, and therefore traces the
+    model on a real device.
 
     Args:
-        model, inputs: as Detectron2's.
+        model, inputs: as in Detectron2's.
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
@@ -179,14 +180,14 @@ def _count(modules: list[nn.Module], run: Callable[[], Any]) -> Complexity:
 
 
 def _norms(module: nn.Module) -> list[nn.Module]:
-    """The outermost norms in a module: one may be made of others."""
+    """The outermost norms in a module, as a norm may be made of others."""
     if isinstance(module, _NORMS) or getattr(module, "norm_act", ""):
         return [module]
     return list(dict.fromkeys(norm for child in module.children() for norm in _norms(child)))
 
 
 def _plain_conv(conv: nn.Module, x: Tensor, *offset_and_mask: Tensor) -> Tensor:
-    """A stand-in with as many MAdds, as Detectron2's deformable convs don't run on "meta"."""
+    """A plain conv of as many MAdds, since Detectron2's deformable convs don't run on "meta"."""
     x = nn.functional.conv2d(
         x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups
     )
@@ -255,7 +256,7 @@ def _empty(*shape: int) -> Tensor:
 
 @contextmanager
 def _norms_replaced(module: nn.Module, replacement: Callable[..., Tensor]) -> Iterator[None]:
-    """Within, each outermost norm calls `replacement(its forward, *inputs)` for its forward."""
+    """In this context a call of an outermost norm is `replacement(its forward, *inputs)`."""
     norms = _norms(module)
     for norm in norms:
         norm.forward = partial(replacement, norm.forward)
@@ -267,7 +268,7 @@ def _norms_replaced(module: nn.Module, replacement: Callable[..., Tensor]) -> It
 
 
 def _mark(forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A norm's output, in a trace as one operator that nobody else uses."""
+    """A norm's output, which a trace shows as one operator that nothing else uses."""
     mark = torch.ops.aten.alias_copy(x)
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)
@@ -290,7 +291,7 @@ def _count_nothing(inputs: list[Any], outputs: list[Any]) -> int:
     return 0
 
 
-# What fvcore counts beside convs and matrix products.
+# What fvcore would count in addition to convs and matrix products.
 _UNCOUNTED = [
     f"aten::{name}"
     for name in ("adaptive_avg_pool2d", "grid_sampler", "upsample_bilinear2d", "upsample_nearest2d")

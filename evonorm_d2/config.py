@@ -36,7 +36,7 @@ COMPONENTS = {
     "SEM_SEG_HEAD.NORM": ("SEM_SEG_HEAD.NAME", {"SemSegFPNHead": "NormActSemSegFPNHead"}),
     "RETINANET.NORM": ("META_ARCHITECTURE", {"RetinaNet": "NormActRetinaNet"}),
 }
-# What Detectron2's own components would ignore, whatever the norm.
+# Keys that Detectron2's own components would ignore, whatever the norm is.
 _ONLY_OURS = ("RPN.NORM", "FPN.PAD_TO", "EVONORM.ZERO_INIT_LAST")
 _PAPER = {
     "BACKBONE.NAME": "build_paper_resnet_fpn_backbone",
@@ -70,7 +70,7 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
 def resolve(cfg: CfgNode) -> CfgNode:
     """Swap the names of stock components for ours wherever a NORM key names a norm-act, in place.
 
-    Works on a frozen config too, changes nothing when it refuses, and nothing the second time.
+    It works on a frozen config too. When it refuses, and in a second call, it changes nothing.
 
     Returns:
         cfg itself.

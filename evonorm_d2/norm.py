@@ -32,7 +32,7 @@ def _is_stock(norm: str) -> bool:
 
 
 class Norm:
-    """A norm-act with its options, a callable of the channels as Detectron2's `get_norm` takes.
+    """A norm-act with its options, as a function of the channels for `get_norm`.
 
     Args:
         name: of a registered norm-act, or a formula.
@@ -91,9 +91,9 @@ def drop_relu(conv: nn.Module, norm: Any) -> None:
 
 
 class LevelNorm(nn.Module):
-    """A norm in a head that is shared over feature levels: statistics per level.
+    """The norm of a head that feature levels share, with statistics per level.
 
-    Like Detectron2's `CycleBatchNormList` it is to be called once per level, in order.
+    It must be called once per level, in their order, like Detectron2's `CycleBatchNormList`.
 
     Args:
         norm: what `get_norm` takes.
@@ -121,7 +121,7 @@ class LevelNorm(nn.Module):
 
 
 def level_norm(norm: Any, channels: int, num_levels: int) -> nn.Module:
-    """The norm for a head shared over levels: statistics per level if they depend on the batch."""
+    """The norm of a head that levels share, a :class:`LevelNorm` if it depends on the batch."""
     layer = get_norm(norm, channels)
     batch_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
     if batch_norm or getattr(layer, "batch_dependent", False):
