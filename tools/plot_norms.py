@@ -13,187 +13,21 @@ feature maps that have those statistics. The last one draws what reproduce.py ta
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
-from plot_benchmark import check_plot
-from torch import Tensor
-
-from evonorm import build_norm_act
+from evonorm_repro.benchmark.plot import check_plot
+from evonorm_repro.curves import (
+    BATCH,
+    EVONORM_B,
+    SAMPLE,
+    draw_evonorm_b,
+    draw_layers,
+    draw_small_batch,
+    read_result,
+    save,
+)
 from evonorm_runs.command_line import run_tool
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-
-BATCH = ("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish", "RS+rej", "Random+rej")
-EVONORM_B = ("EvoNormB0", "EvoNormB1", "EvoNormB2")
-SAMPLE = ("GN-ReLU", "GN-Swish", "FRN", "EvoNormS0", "EvoNormS1", "EvoNormS2")
-OTHER_V = {"BN-PReLU": 0.25, "BN-Swish": 3.0, "GN-Swish": 3.0, "FRN": -0.5}
-OTHER_V |= {"EvoNormB0": 0.0, "EvoNormS0": 3.0}
-DEVIATIONS = (0.5, 1.0, 2.0)
-COLOURS = ("#d55e00", "#0072b2", "#000000")
-WIDTHS = (3.4, 2.2, 1.0)  # lines that lie on one another all show
-X = torch.linspace(-3, 3, 121, dtype=torch.float64)
-OTHERS = 4096  # values of a feature map beside the one that is looked at
-
-
-def curve(
-    name: str, x: Tensor, batch: float = 1.0, sample: float = 1.0, v: float | None = None
-) -> Tensor:
-    """What a layer makes of each value of x (K,), in evaluation mode.
-
-    Args:
-        batch: the batch's standard deviation, as the layer remembers it; its mean is 0.
-        sample: the standard deviation of the feature map that holds the value; its mean is 0.
-        v: the layer's v; None for what it starts with.
-    """
-    layer = build_norm_act(name, 1, dtype=torch.float64).eval()
-    with torch.no_grad():
-        if getattr(layer, "running_var", None) is not None:
-            layer.running_var.fill_(batch**2)
-        if v is not None:
-            layer.v.fill_(v)
-        return layer(feature_maps(x, sample))[:, 0, 0, 0]
-
-
-def feature_maps(x: Tensor, deviation: float) -> Tensor:
-    """For each value of x (K,) a map that begins with it, of mean 0: (K, 1, 1, 1 + OTHERS)."""
-    mean = -x / OTHERS  # of the others, half of which lie `apart` above it and half below
-    square = ((OTHERS + 1) * deviation**2 - x**2) / OTHERS - mean**2
-    if (square < 0).any():
-        raise ValueError(f"x is too large for a deviation of {deviation}")
-    apart = torch.stack([square.sqrt(), -square.sqrt()], 1).repeat(1, OTHERS // 2)
-    return torch.cat([x[:, None], mean[:, None] + apart], 1)[:, None, None, :]
-
-
-def draw_layers(names: Sequence[str], of: str) -> Figure:
-    """A panel for each layer, a line for each standard deviation, of the `batch` or `sample`."""
-    figure = _figure(9, 5.6)
-    grid = figure.subplots(2, 3, sharex=True, sharey=True)
-    for ax, name in zip(grid.flat, names):
-        _panel(ax, name, of, {})
-        ax.set_title(name, fontsize=10)
-    _label(figure, grid, "of the batch" if of == "batch" else "of the feature map (group)")
-    return figure
-
-
-def draw_evonorm_b(names: Sequence[str]) -> Figure:
-    """A row for each layer, a column for each deviation of the feature map."""
-    figure = _figure(9, 8)
-    grid = figure.subplots(len(names), len(DEVIATIONS), sharex=True, sharey=True)
-    for line, name in zip(grid, names):
-        for ax, sample in zip(line, DEVIATIONS):
-            _panel(ax, name, "batch", {"sample": sample})
-            ax.set_title(f"{name}, feature map's deviation {sample:g}", fontsize=9)
-    _label(figure, grid, "of the batch")
-    return figure
-
-
-def _panel(ax: Axes, name: str, of: str, fixed: dict[str, float]) -> None:
-    ax.axhline(0, color="#bbbbbb", lw=0.8)
-    ax.axvline(0, color="#bbbbbb", lw=0.8)
-    values = {"-": None, **({"--": OTHER_V[name]} if name in OTHER_V else {})}
-    for style, v in values.items():
-        for deviation, colour, width in zip(DEVIATIONS, COLOURS, WIDTHS):
-            y = curve(name, X, **{of: deviation}, **fixed, v=v)
-            ax.plot(X.numpy(), y.numpy(), style, color=colour, lw=width)
-    if name in OTHER_V:
-        start = build_norm_act(name, 1).v.item()
-        text = f"solid: v = {start:g} (start)\ndashed: v = {OTHER_V[name]:g}"
-        ax.text(0.03, 0.96, text, transform=ax.transAxes, va="top", fontsize=8)
-
-
-def _label(figure: Figure, grid: Any, whose: str) -> None:
-    for ax in grid[-1]:
-        ax.set_xlabel("input x")
-    for ax in grid[:, 0]:
-        ax.set_ylabel("output y")
-    grid[0, 0].set_ylim(-2.2, 4.2)
-    styles = [{"color": colour, "lw": width} for colour, width in zip(COLOURS, WIDTHS)]
-    lines = [grid[0, 0].plot([], [], **style)[0] for style in styles]
-    names = [f"{deviation:g}" for deviation in DEVIATIONS]
-    where = {"loc": "outside upper center", "ncols": len(lines), "frameon": False}
-    figure.legend(lines, names, title=f"standard deviation {whose}", **where)
-
-
-def draw_small_batch(record: dict[str, Any]) -> Figure:
-    """Accuracy against images per worker, as figure 1 of the paper: means, and a dot per seed.
-
-    Where the record has the paper's figures, they are in a panel of their own on the left.
-    """
-    rows = record["rows"]
-    ours = {key: row["accuracy"] for key, row in _by_layer_and_size(rows) if row["accuracy"]}
-    paper = {
-        key: {"mean": float(row["paper"]["accuracy"]), "values": []}
-        for key, row in _by_layer_and_size(rows)
-        if "accuracy" in row.get("paper", {})
-    }
-    panels = {"paper, table 3, ImageNet": paper, record.get("title", "measured"): ours}
-    panels = {title: points for title, points in panels.items() if points}
-    figure = _figure(1.5 + 4.5 * len(panels), 4.2)
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    for ax, (title, points) in zip(grid, panels.items()):
-        for i, layer in enumerate(layers):
-            own = sorted((size, found) for (name, size), found in points.items() if name == layer)
-            sizes = [size for size, _ in own]
-            style = {"color": f"C{i}", "marker": "os^vDPX*<>"[i % 10], "ms": 5, "lw": 1.2}
-            ax.plot(sizes, [found["mean"] for _, found in own], label=layer, **style)
-            for size, found in own:
-                values = found["values"]
-                ax.plot([size] * len(values), values, ".", color=f"C{i}", ms=4, alpha=0.6)
-        sizes = sorted({size for _, size in points})
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(sizes, [f"{size:g}" for size in sizes])
-        ax.invert_xaxis()
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel("images per worker")
-        ax.grid(alpha=0.3)
-    grid[0].set_ylabel("accuracy, %")
-    grid[-1].legend(fontsize=8)
-    return figure
-
-
-def _by_layer_and_size(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, int], Any]]:
-    return [((row["layer"], row["ims_per_worker"]), row) for row in rows]
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What reproduce.py table3 wrote. Raises ValueError if the file holds anything else."""
-    try:
-        record = json.loads(path.read_text())
-        for (layer, size), row in _by_layer_and_size(record["rows"]):
-            found = row["accuracy"]  # None where all runs failed
-            numbers = [found["mean"], *found["values"]] if found else []
-            if not (isinstance(layer, str) and size > 0 and all(n < 1e9 for n in numbers)):
-                raise ValueError
-        if any(row["accuracy"] for row in record["rows"]):
-            return record
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise ValueError(f"{path}: not what reproduce.py table3 writes, or not one run ended well")
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure; the same one gives the same bytes."""
-    import matplotlib
-
-    # Ids in an SVG are random, and it has a date, unless told otherwise.
-    with matplotlib.rc_context({"svg.hashsalt": "evonorm"}):
-        dated = {".svg": "Date", ".pdf": "CreationDate"}.get(path.suffix)
-        figure.savefig(path, dpi=130, metadata={dated: None} if dated else None)
 
 
 @run_tool("plot_norms.py", kinds=(ValueError, OSError))

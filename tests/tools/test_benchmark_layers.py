@@ -7,12 +7,13 @@ import math
 import sys
 from argparse import Namespace
 
-import benchmark_layers as tool
+import benchmark_layers
 import plot_benchmark
 import pytest
 import torch
 
 from evonorm import ops
+from evonorm_repro.benchmark import layers as tool
 
 TINY = (2, 64, 4, 4)
 LAYERS = {"copy", "S0 reference", "B0 reference", "GN + ReLU", "BN + ReLU"}
@@ -21,7 +22,7 @@ PASSES = {"forward", "forward + backward"}
 
 @pytest.fixture
 def run(capsys, monkeypatch):
-    def call(*arguments, module=tool):
+    def call(*arguments, module=benchmark_layers):
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
         try:
             status = module.main()

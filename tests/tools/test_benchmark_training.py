@@ -6,16 +6,18 @@ import json
 import math
 import sys
 
-import benchmark_training as tool
+import benchmark_training
 import pytest
 import torch
+
+from evonorm_repro.benchmark import training as tool
 
 
 @pytest.fixture
 def run(capsys, monkeypatch):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["benchmark_training.py", *map(str, arguments)])
-        status = tool.main()
+        status = benchmark_training.main()
         return status, *capsys.readouterr()
 
     threads = torch.get_num_threads()

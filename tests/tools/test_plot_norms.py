@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 
-import plot_norms as tool
 import pytest
 import torch
 from matplotlib.colors import same_color
 from PIL import Image
+
+from evonorm_repro import curves as tool
 
 X = torch.linspace(-3, 3, 7, dtype=torch.float64)
 
