@@ -133,7 +133,7 @@ setup(
             "tqdm",
         ],
         # Beside "detection" and "gan": the paper's tables, and the report over runs.
-        "repro": ["Jinja2", "Pillow", "PyYAML", "plotly", "tabulate"],
+        "repro": ["Jinja2", "Pillow", "PyYAML", "latex2mathml", "plotly", "tabulate"],
         "ray": ["ray"],  # for tools/reproduce.py --ray
         "dev": [
             "mkdocstrings-python ; python_version >= '3.11'",

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from latex2mathml.converter import convert as latex_to_mathml
+from markupsafe import Markup
+
+from evonorm import formula_of
 
 from . import charts, recorded, results
 from .compare import compare, other_differences, over_seeds, seed_figures
@@ -23,6 +29,7 @@ class Part:
     runs: list[RunFolder]
     figures: results.Figures
     seeds: tuple[list[str], results.Figures] | None
+    formulas: dict[str, Markup]
     differences: list[str]
     curves: list[Chart]
     more: list[Chart]
@@ -76,6 +83,7 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
         runs=runs,
         figures=results.final_figures(runs),
         seeds=seed_figures(groups) if groups else None,
+        formulas=_formulas(runs),
         differences=other_differences(runs) if len(runs) > 1 else [],
         curves=curves,
         more=more,
@@ -98,6 +106,17 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
     }
     part.sections = [section for section, content in contents.items() if content]
     return part
+
+
+def _formulas(runs: list[RunFolder]) -> dict[str, Markup]:
+    """The formulas of the runs' layers by name, as mathematics (MathML)."""
+    found = {}
+    for norm in dict.fromkeys(run.norm for run in runs):
+        with suppress(ValueError):  # a broken formula, in the folder of a run that failed for it
+            formula = formula_of(norm)
+            if formula is not None:
+                found[norm] = Markup(latex_to_mathml(formula.latex))  # of a checked expression
+    return found
 
 
 def _class_texts(classes: dict[str, dict[int, float]]) -> dict[str, dict[int, str]]:

@@ -241,3 +241,23 @@ def test_the_papers_rows_as_a_table_of_their_own(tmp_path, report, gan_run):
     table = {"columns": ["layer", "FID"], "rows": [["GN", "1"]], "paper": [["GN", "8.14"]]}
     (tmp_path / "table.json").write_text(json.dumps(table))
     assert report(run).table("The paper's figures") == [["layer", "FID"], ["GN", "8.14"]]
+
+
+def test_the_formulas_of_the_layers_are_set_as_mathematics(tmp_path, report, gan_run, metrics):
+    own = "x / (1 + abs(x))"
+    runs = [
+        gan_run(tmp_path / str(i), [(1, metrics(3.0, 7.0))], "MODEL.NORM", norm)
+        for i, norm in enumerate(("EvoNormS0", own, "GN-ReLU"))
+    ]
+    (tmp_path / "broken").mkdir()
+    config = (runs[0] / "config.yaml").read_text().replace("EvoNormS0", '"sigmod(x)"')
+    (tmp_path / "broken" / "config.yaml").write_text(config)
+    (tmp_path / "broken" / "metrics.json").write_text('{"step": 1, "loss_d": 1.0}\n')
+    page = report(*runs, tmp_path / "broken")
+    (found,) = (x for x in page.root.iter("dl") if x.get("class") == "formulas")
+    assert [name.text for name in found.findall("dt")] == ["EvoNormS0", own]
+    first, second = found.findall("dd/math")
+    numerator, denominator = first.find(".//mfrac")
+    assert "".join("".join(numerator.itertext()).split()) == "xσ(v1x)"
+    assert denominator.find("msqrt") is not None
+    assert "".join("".join(second.find(".//mfrac")[1].itertext()).split()) == "|x|+1"
