@@ -59,7 +59,7 @@ class EvoNorm(NormAct):
         self._batch = self.formula.batch if activation else []
         self.batch_dependent = bool(self._batch)
         self._has_usual = bool(self._batch) and self._batch[0].text in ("std_b(x)", "rms_b(x)")
-        rest = self._batch[self._has_usual :]
+        rest = self._batch[1:] if self._has_usual else self._batch
         new = {k: options.get(k) for k in ("device", "dtype")}
         usual = torch.ones(num_features, **new) if self._has_usual else None
         first = [[0.0 if node.op == "mean_b" else 1.0] for node in rest]
