@@ -58,10 +58,10 @@ class EvoNorm(NormAct):
         self.kind = FUSED.get(self.formula, "")
         self._batch = self.formula.batch if activation else []
         self.batch_dependent = bool(self._batch)
-        self._has_usual = bool(self._batch) and self._batch[0].text in ("std_b(x)", "rms_b(x)")
-        rest = self._batch[1:] if self._has_usual else self._batch
+        usual_first = bool(self._batch) and self._batch[0].text in ("std_b(x)", "rms_b(x)")
+        rest = self._batch[1:] if usual_first else self._batch
         new = {k: options.get(k) for k in ("device", "dtype")}
-        usual = torch.ones(num_features, **new) if self._has_usual else None
+        usual = torch.ones(num_features, **new) if usual_first else None
         first = [[0.0 if node.op == "mean_b" else 1.0] for node in rest]
         self.register_buffer("running_var", usual)
         self.register_buffer(
