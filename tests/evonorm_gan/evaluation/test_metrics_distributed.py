@@ -23,7 +23,7 @@ from evonorm_gan.models import Generator
 from evonorm_runs import distributed
 from evonorm_runs.images.sets import MemorySet
 
-CONFIG = Path(__file__).parents[2] / "configs" / "gan" / "digits.yaml"
+CONFIG = Path(__file__).parents[3] / "configs" / "gan" / "digits.yaml"
 
 
 def noise(num, seed):
@@ -62,7 +62,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path, monkeypatch):
     for rank in range(2):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        root = str(CONFIG.parents[2])
+        root = str(CONFIG.parents[3])
         environment = {**os.environ, "PYTHONPATH": root, **{k: str(v) for k, v in place.items()}}
         command = [sys.executable, __file__, str(tmp_path)]
         processes.append(subprocess.Popen(command, env=environment, cwd=root))
