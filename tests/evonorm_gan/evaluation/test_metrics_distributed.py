@@ -62,7 +62,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path, monkeypatch):
     for rank in range(2):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        root = str(CONFIG.parents[3])
+        root = str(CONFIG.parents[2])
         environment = {**os.environ, "PYTHONPATH": root, **{k: str(v) for k, v in place.items()}}
         command = [sys.executable, __file__, str(tmp_path)]
         processes.append(subprocess.Popen(command, env=environment, cwd=root))
