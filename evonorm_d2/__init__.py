@@ -6,6 +6,9 @@ cfg.merge_from_file(...)
 resolve(cfg)
 """
 
+# First, since with DETECTRON2_ENV_MODULE=evonorm_d2.env it imports the modules of this package.
+import detectron2  # noqa: F401  isort: skip
+
 from .config import add_evonorm_config, resolve
 from .lazy import resolve_lazy
 

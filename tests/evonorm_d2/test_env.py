@@ -125,3 +125,18 @@ def test_detectron2s_own_tools(digits, tmp_path):
     assert "evonorm_d2" not in result["stock"] and "detectron2" in result["stock"]
     losses = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert json.loads(losses[-1])["iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    "first", ["evonorm_d2", "evonorm_d2.train", "detectron2", "evonorm_d2.env"]
+)
+def test_any_module_may_be_imported_first(first):
+    code = f"import {first}; from detectron2.config import get_cfg; print(get_cfg().MODEL.EVONORM)"
+    environment = {**os.environ, "DETECTRON2_ENV_MODULE": "evonorm_d2.env"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "NUM_GROUPS: 32" in done.stdout, done.stderr
