@@ -6,12 +6,14 @@ it stopped.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +36,8 @@ GAN = OUTPUT / "biggan_EvoNormS0"
 FIGURES = [f"{task}/{ap}" for task in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")] + ["time"]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
     # Denormals, frequent in a barely trained model, slow a CPU down 5 to 30 times.
     torch.set_flush_denormal(True)
     detectors = detect()
@@ -129,7 +132,7 @@ def write_result(results: dict[str, dict[str, dict[str, float]]]) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(sys.argv[1:]))
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)  # the tool has said why
     except (OSError, ValueError) as error:

@@ -46,3 +46,11 @@ def test_a_failing_tool_ends_the_demo(tmp_path, monkeypatch):
     with pytest.raises(demo.subprocess.CalledProcessError) as error:
         demo.tool("broken.py")
     assert error.value.returncode == 2 and sys.executable in error.value.cmd
+
+
+@pytest.mark.parametrize("argument, status", [("--help", 0), ("--helq", 2), ("digits", 2)])
+def test_arguments_do_not_start_the_demo(argument, status, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        demo.main([argument])
+    assert stop.value.code == status and not list(tmp_path.iterdir())
