@@ -145,7 +145,9 @@ class NormAct(nn.Module):
         return ""
 
     @torch.jit.unused
-    def check_input(self, x: Tensor) -> None:
+    def check_input(
+        self, x: Tensor, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None
+    ) -> None:
         if torch.jit.is_tracing():  # a trace would record the comparisons
             return
         name, c = self.norm_act or type(self).__name__, self.num_features
@@ -155,6 +157,14 @@ class NormAct(nn.Module):
             )
         if not x.is_floating_point():
             raise TypeError(f"{name} takes a floating-point tensor, not {x.dtype}")
+        if torch.compiler.is_compiling():  # a comparison would fix the number of samples
+            return
+        for what, given in (("weight", weight), ("bias", bias)):
+            if given is not None and given.shape != (c,) and given.shape != (x.shape[0], c):
+                raise ValueError(
+                    f"{name}: {what} should have the shape ({c},) or ({x.shape[0]}, {c}), "
+                    f"not {tuple(given.shape)}"
+                )
 
 
 def affine(x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:

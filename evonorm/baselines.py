@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Callable, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import aggregations
 from .base import NormAct, affine, keep_inputs_only, track
@@ -84,12 +84,13 @@ class SampleNormAct(NormAct):
         bias: Optional[Tensor] = None,
     ) -> Tensor:
         """As :meth:`evonorm.EvoNorm.forward`."""
+        if not torch.jit.is_scripting():
+            self.check_input(x, weight, bias)
         if weight is None:
             weight = self.weight
         if bias is None:
             bias = self.bias
         if not torch.jit.is_scripting():
-            self.check_input(x)
             if not self.native or (per_sample(weight) and not foldable(x)):
                 return keep_inputs_only(self.evaluate, x, self.v, weight, bias)
             # PyTorch's own kernel with an in-place ReLU is lean already.
@@ -145,6 +146,12 @@ class BatchNormAct(NormAct):
         self.register_buffer("running_mean", torch.zeros(num_features, **factory))
         self.register_buffer("running_var", torch.ones(num_features, **factory))
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "running_var" in self._buffers:  # not while the parameters are made
+            nn.init.zeros_(self.running_mean)
+            nn.init.ones_(self.running_var)
+
     def forward(
         self,
         x: Tensor,
@@ -152,13 +159,14 @@ class BatchNormAct(NormAct):
         bias: Optional[Tensor] = None,
     ) -> Tensor:
         """As :meth:`evonorm.EvoNorm.forward`."""
+        if not torch.jit.is_scripting():
+            self.check_input(x, weight, bias)
         if weight is None:
             weight = self.weight
         if bias is None:
             bias = self.bias
         mean, var = self.running_mean, self.running_var
         if not torch.jit.is_scripting():
-            self.check_input(x)
             # PyTorch's own kernels need, in training, two values per channel on this rank.
             own = self.training and (self.sync or x.numel() <= self.num_features)
             if self.native and not own:

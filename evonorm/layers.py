@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import ops
 from .base import NormAct, affine, keep_inputs_only, track
@@ -62,11 +62,25 @@ class EvoNorm(NormAct):
         rest = self._batch[1:] if usual_first else self._batch
         new = {k: options.get(k) for k in ("device", "dtype")}
         usual = torch.ones(num_features, **new) if usual_first else None
-        first = [[0.0 if node.op == "mean_b" else 1.0] for node in rest]
         self.register_buffer("running_var", usual)
+        self._first_rest = [0.0 if node.op == "mean_b" else 1.0 for node in rest]
         self.register_buffer(
-            "running_rest", torch.tensor(first, **new).repeat(1, num_features) if rest else None
+            "running_rest", torch.empty(len(rest), num_features, **new) if rest else None
         )
+        self.reset_running_stats()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if "running_var" in self._buffers:  # not while the parameters are made
+            self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        """Set the running statistics to their first values."""
+        if self.running_var is not None:
+            nn.init.ones_(self.running_var)
+        if self.running_rest is not None:
+            for row, first in zip(self.running_rest, self._first_rest):
+                nn.init.constant_(row, first)
 
     def trained_as(self) -> str:
         return str(self.formula) if self.activation else "affine"
@@ -87,7 +101,7 @@ class EvoNorm(NormAct):
             TypeError: x is not of a floating-point dtype.
         """
         if not torch.jit.is_scripting():
-            self.check_input(x)
+            self.check_input(x, weight, bias)
         if weight is None:
             weight = self.weight
         if bias is None:

@@ -149,3 +149,12 @@ def test_variance_of_an_offset_input(offset, bound):
     group = std_g(x, 32, 0.0), std_g(exact, 32, 0.0)
     for std, expected in (batch_std, instance, group):
         assert ((std - expected) / expected).abs().max() < bound
+
+
+@every_name
+@pytest.mark.parametrize("shape", [(3, 8, 1, 1), (2, 8), (4,), (1, 8), ()])
+def test_weight_and_bias_of_another_shape_are_refused(name, shape):
+    layer, x = build_norm_act(name, 8), random(3, 8, 2, 2)
+    for what in ("weight", "bias"):
+        with pytest.raises(ValueError, match=rf"{what} should have the shape \(8,\) or \(3, 8\)"):
+            layer(x, **{what: torch.ones(shape)})

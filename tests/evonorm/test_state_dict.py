@@ -96,3 +96,17 @@ def test_torchs_checkpoints_load_into_its_own_norms():
         layer = build_norm_act(name, 8)
         load(norm, layer, strict=False)
         assert torch.equal(layer.weight, norm.weight)
+
+
+@pytest.mark.parametrize("name", [*list_norm_acts(), *UNNAMED])
+def test_reset_parameters_gives_a_fresh_layer(name, random_layer):
+    """Of a layer that was trained, and of one that was built on "meta" and has no values yet."""
+    fresh = build_norm_act(name, 8).state_dict()
+    empty = build_norm_act(name, 8, device="meta").to_empty(device="cpu")
+    for value in empty.state_dict().values():
+        value.fill_(float("nan"))
+    for layer in (random_layer(name, 8), empty):
+        layer.reset_parameters()
+        state = layer.state_dict()
+        assert state.keys() == fresh.keys()
+        assert all(torch.equal(state[key], fresh[key]) for key in fresh)
