@@ -1,4 +1,4 @@
-"""The charts of a report: learning curves, IS against FID, AP by class."""
+"""The charts of a report: learning curves, results against results, results by class."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from .figures import Chart, axis, figure, line, plain, wide
-from .results import find_metric, find_metrics
+from .kinds import Result
+from .results import find_results
 from .runs import RunFolder, number
 
-POINTS = 1000  # of a curve, at most
-ALL_POINTS = 30_000  # of all curves of the page, about
-CLASSES = 100  # more are only in the table
+POINTS = 1000  # at most, in a curve
+ALL_POINTS = 30_000  # about, in the curves of all runs under one title
+CLASSES = 100  # a chart shows no more; the table shows all
 
 
 def learning_curves(runs: Sequence[RunFolder], total: int) -> tuple[list[Chart], list[Chart]]:
-    """What runs of one kind learned: the main curves, and the others.
+    """The learning curves of runs of one kind: those that are shown, and those folded away.
 
     Args:
         total: the number of runs in the report.
@@ -24,19 +25,25 @@ def learning_curves(runs: Sequence[RunFolder], total: int) -> tuple[list[Chart],
     kind = runs[0].kind
     keys = dict.fromkeys(key for run in runs for key in run.series)
     main = {key: title for key, title in kind.curves.items() if key in keys}
-    results = find_metrics(runs)
-    titles = {m.key: " ".join([m.label, m.remark]).strip() for m in results}
-    shown = {m.key: titles[m.key] for m in results if m.first}
+    results = find_results(runs)
+    titles = {r.key: " ".join([r.label, r.remark]).strip() for r in results}
+    logarithmic = {r.key for r in results if r.logarithmic}
+    shown = {r.key: titles[r.key] for r in results if r.first}
     rest = {key: title for key, title in titles.items() if key not in shown}
     rest |= {key: key.replace("_", " ") for key in keys if key.startswith(kind.more_curves)}
     # The results first, then the losses and rates.
     groups = ({**shown, **main}, rest)
-    charts = [[_curve(runs, key, title, total) for key, title in g.items()] for g in groups]
+    most = max(50, min(POINTS, ALL_POINTS // total))
+    charts = [
+        [_curve(runs, key, title, most, key in logarithmic) for key, title in group.items()]
+        for group in groups
+    ]
     return tuple([chart for chart in group if chart] for group in charts)
 
 
-def _curve(runs: Sequence[RunFolder], key: str, title: str, total: int) -> Chart | None:
-    most = max(50, min(POINTS, ALL_POINTS // total))
+def _curve(
+    runs: Sequence[RunFolder], key: str, title: str, most: int, logarithmic: bool
+) -> Chart | None:
     traces, words = [], {}
     for run in runs:
         points = list(run.finite(key).items())
@@ -50,48 +57,51 @@ def _curve(runs: Sequence[RunFolder], key: str, title: str, total: int) -> Chart
             f"from {min(v for _, v in points):.4g} to {max(v for _, v in points):.4g} in all"
         )
     if all(len(trace["x"]) < 2 for trace in traces):
-        return None  # nothing was learned between them
+        return None  # a single point shows no learning
     axes = {"xaxis": axis(runs[0].unit), "yaxis": axis(title)}
     if key.startswith("lr"):
         axes["yaxis"]["rangemode"] = "tozero"
-    if key.startswith("FID") and wide(traces, "y"):
+    if logarithmic and wide(traces, "y"):
         axes["yaxis"]["type"] = "log"
     return Chart(title, figure(traces, hovermode="x unified", hoverdistance=-1, **axes), words)
 
 
 def trade_off(runs: Sequence[RunFolder]) -> list[Chart]:
-    """IS against FID over the training, a chart for each extractor."""
+    """A result against another over the training, a chart for each pair, such as IS and FID."""
     charts = []
-    for fid in (m for m in find_metrics(runs) if m.key.startswith("FID")):
-        score = "IS" + fid.key[len("FID") :]
-        paths = {run: _pairs(run.finite(fid.key), run.finite(score)) for run in runs}
+    for result in (r for r in find_results(runs) if r.against):
+        paths = {run: _pairs(run.finite(result.key), run.finite(result.against)) for run in runs}
         labels = {run: [f"{run.unit} {step:g}" for step in path] for run, path in paths.items()}
         points = {run: list(path.values()) for run, path in paths.items()}
-        charts.append(_trade("over the training", fid.key, score, points, labels))
+        charts.append(_trade("over the training", result, points, labels))
     return [chart for chart in charts if chart]
 
 
 def truncation(curves: dict[RunFolder, list[dict[str, Any]]]) -> list[Chart]:
-    """IS against FID over the truncation, a chart for each extractor."""
+    """A result against another over the truncation, a chart for each pair, such as IS and FID.
+
+    Args:
+        curves: the rows of each run's curve, which hold "truncation" and results by their keys. The
+            runs are of one kind.
+    """
     charts = []
+    kind = next(iter(curves)).kind
     keys = dict.fromkeys(key for rows in curves.values() for row in rows for key in row)
-    for fid in (key for key in keys if key.startswith("FID") and find_metric(key)):
-        score = "IS" + fid[len("FID") :]
+    for result in (r for r in map(kind.find_result, keys) if r and r.against):
         points, labels = {}, {}
         for run, rows in curves.items():
-            x, y = (_column(rows, key) for key in (fid, score))
+            x, y = (_column(rows, key) for key in (result.key, result.against))
             path = _pairs(x, y)
             points[run] = list(path.values())
             values = (rows[i]["truncation"] for i in path)
             labels[run] = ["no truncation" if v is None else f"truncation {v}" for v in values]
-        charts.append(_trade("over the truncation", fid, score, points, labels))
+        charts.append(_trade("over the truncation", result, points, labels))
     return [chart for chart in charts if chart]
 
 
 def _trade(
     over: str,
-    fid: str,
-    score: str,
+    result: Result,
     points: dict[RunFolder, list],
     labels: dict[RunFolder, list[str]],
 ) -> Chart | None:
@@ -105,18 +115,18 @@ def _trade(
         )
     if not traces:
         return None
-    axes = {"xaxis": axis(fid), "yaxis": axis(score)}
-    if wide(traces, "x"):
+    axes = {"xaxis": axis(result.key), "yaxis": axis(result.against)}
+    if result.logarithmic and wide(traces, "x"):
         axes["xaxis"]["type"] = "log"
-    name, _, remark = fid.partition(" ")
-    title = f"{score.split(' ')[0]} against {name}, {over} {remark}".strip()
+    other = result.against.split(" ")[0]
+    title = f"{other} against {result.title}, {over} {result.remark}".strip()
     return Chart(title, figure(traces, hovermode="closest", **axes), words)
 
 
 def class_chart(
     title: str, classes: dict[str, dict[int, float]], runs: Sequence[RunFolder]
 ) -> Chart | None:
-    """AP by class, a mark for each run; None for too many classes."""
+    """A result by class with a mark for each run, None if there are too many classes."""
     if len(classes) > CLASSES:
         return None
     traces = []

@@ -1,15 +1,15 @@
-"""How runs differ in their settings, and what runs that differ in their seed only give together."""
+"""How runs differ in their settings, and the results over runs that differ only in their seed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
 
-from .results import Cell, Figures, find_metrics, last_evaluation
+from .results import Cell, Figures, find_results, last_evaluation, peak_step
 from .runs import RunFolder
 
 ABSENT = "–"
-OWN = ("OUTPUT_DIR", "TEST.CACHE_DIR")  # change nothing
+OWN = ("OUTPUT_DIR", "TEST.CACHE_DIR")  # settings that change no result
 
 
 def compare(
@@ -28,13 +28,13 @@ def compare(
 
 
 def other_differences(runs: Sequence[RunFolder]) -> list[str]:
-    """The settings beside the layer and the seed in which runs differ: what else may matter."""
+    """The settings in which the runs differ, but for those of the layer and the seed."""
     differ, _ = compare([run.config for run in runs if run.config])
     return [key for key in differ if key != "SEED" and not _of_layer(key, runs[0])]
 
 
 def _of_layer(key: str, run: RunFolder) -> bool:
-    """Whether a setting says which layer a run has, or nothing at all."""
+    """Whether a setting says which layer a run has, or changes no result at all."""
     return key in OWN or key.endswith(".NORM") or run.kind.names_layer(key)
 
 
@@ -48,9 +48,9 @@ def over_seeds(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
 
 
 def seed_figures(groups: Sequence[list[RunFolder]]) -> tuple[list[str], Figures]:
-    """What each group is called, and the median and range of its runs' results.
+    """The name of each group, and the median and range of its runs' results.
 
-    FID and IS are each run's at its peak, the others of its last evaluation.
+    A result that is reported at its peak is each run's best, the others are of its last evaluation.
     """
     heads = [group[0] for group in groups]
     differ, _ = compare([head.config for head in heads])
@@ -62,22 +62,21 @@ def seed_figures(groups: Sequence[list[RunFolder]]) -> tuple[list[str], Figures]
             if key != "SEED" and not _of_layer(key, head)
         ]
         names.append(", ".join([head.norm or head.name, *rest]))
-    metrics = find_metrics([run for group in groups for run in group])
-    figures = Figures([Cell("runs"), *(Cell(m.label, m.remark) for m in metrics)])
+    results = find_results([run for group in groups for run in group])
+    figures = Figures([Cell("runs"), *(Cell(r.label, r.remark) for r in results)])
     for i, group in enumerate(groups):
         figures.rows[i] = [Cell(str(len(group)))]
-        for metric in metrics:
+        for result in results:
             values = []
             for run in group:
-                found = run.finite(metric.key)
-                if metric.peak and found:
-                    values.append(max(found.values(), key=lambda x: metric.sign * x))
-                elif (last := last_evaluation(run)) in found:
-                    values.append(found[last])
-            text = metric.format(median(values) if values else None)
+                step = peak_step(run, result) if result.peak else last_evaluation(run)
+                found = run.finite(result.key)
+                if step in found:
+                    values.append(found[step])
+            text = result.format(median(values) if values else None)
             remarks = []
             if len(values) > 1:
-                remarks.append(f"{metric.format(min(values))} to {metric.format(max(values))}")
+                remarks.append(f"{result.format(min(values))} to {result.format(max(values))}")
             if len(values) < len(group):
                 remarks.append(f"{len(values)} of {len(group)} runs")
             figures.rows[i].append(Cell(text, ", ".join(remarks)))

@@ -13,7 +13,6 @@ from PIL import Image
 
 from .runs import RunFolder
 
-SAMPLES = "samples/*.png"  # evonorm_gan.trainer.write_samples: the name is the step
 SMALL = 40_000  # bytes; a file of no more is taken as it is
 LARGEST = 60_000_000  # pixels; what is larger is not opened
 QUALITY = 82
@@ -65,11 +64,11 @@ class Album:
         return Picture(name, url, width, height, note, step)
 
     def samples(self, runs: Sequence[RunFolder]) -> dict[int, tuple[list[Picture], int]]:
-        """By run the grids of samples in the order of their steps, and how many there are in all.
+        """Each run's grids of samples in the order of their steps, and how many there are in all.
 
-        Of many the first, the last, and some evenly between them are taken.
+        If there are many, these are the first one, the last one and some evenly between them.
         """
-        found = {run.index: _grids(run.folder) for run in runs}
+        found = {run.index: _grids(run) for run in runs}
         found = {index: grids for index, grids in found.items() if grids}
         most = max(2, min(GRIDS, ALL_GRIDS // max(1, len(found))))
         return {
@@ -107,8 +106,10 @@ def _shrink(path: Path, image: Image.Image, side: int) -> tuple[bytes, str, str]
     return file.getvalue(), "webp", note
 
 
-def _grids(folder: Path) -> list[tuple[int, Path]]:
-    paths = [path for path in folder.glob(SAMPLES) if path.stem.isascii() and path.stem.isdigit()]
+def _grids(run: RunFolder) -> list[tuple[int, Path]]:
+    """The steps and files of a run's grids of samples, in the order of the steps."""
+    found = run.folder.glob(run.kind.samples) if run.kind.samples else ()
+    paths = [path for path in found if path.stem.isascii() and path.stem.isdigit()]
     return sorted((int(path.stem[:18]), path) for path in paths)
 
 

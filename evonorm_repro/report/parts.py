@@ -27,6 +27,8 @@ class Part:
     id: str
     title: str
     runs: list[RunFolder]
+    samples_note: str
+    seeds_note: str
     figures: results.Figures
     seeds: tuple[list[str], results.Figures] | None
     formulas: dict[str, Markup]
@@ -80,6 +82,8 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
     part = Part(
         id=kind.id,
         title=kind.title,
+        samples_note=kind.samples_note,
+        seeds_note=kind.seeds_note,
         runs=runs,
         figures=results.final_figures(runs),
         seeds=seed_figures(groups) if groups else None,
@@ -98,8 +102,8 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
     contents = {
         ("results", "Results"): part.figures.columns,
         ("curves", "Learning curves"): part.curves or part.more,
-        ("trade", "IS and FID"): part.trade,
-        ("classes", "AP by class"): part.classes,
+        ("trade", kind.against_title): part.trade,
+        ("classes", kind.classes_title): part.classes,
         ("samples", "Samples"): part.samples,
         ("pictures", "Pictures"): part.pictures,
         ("settings", "Settings"): part.with_config,

@@ -1,4 +1,4 @@
-"""The results among a run's metrics: what they are called, and the tables of them."""
+"""The tables of the results among the runs' metrics."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from .kinds import RUN_KINDS, Result
-from .kinds.detection import find_class
+from .kinds import Result
 from .recorded import peak_memory
 from .runs import RunFolder
 
@@ -30,71 +29,76 @@ class Figures:
     rows: dict[int, list[Cell]] = field(default_factory=dict)
 
 
-def find_metric(key: str) -> Result | None:
-    """The result that a key of metrics.json stands for, if it does."""
-    found = (kind.find_result(key) for kind in RUN_KINDS)
-    return next((result for result in found if result), None)
-
-
-def find_metrics(runs: Sequence[RunFolder]) -> list[Result]:
-    """The results that any of the runs has: of detectors AP, AP50, AP75; of GANs FID, IS first."""
+def find_results(runs: Sequence[RunFolder]) -> list[Result]:
+    """The results that any of these runs has, in the order of their kind. The runs are of one."""
     keys = dict.fromkeys(key for run in runs for key in run.series)
-    found = [metric for metric in map(find_metric, keys) if metric]
+    found = [result for result in map(runs[0].kind.find_result, keys) if result]
     return sorted(found, key=lambda result: result.rank)
 
 
 def final_figures(runs: Sequence[RunFolder]) -> Figures:
-    """The results of each run's last evaluation; before them IS and FID, each at its peak.
+    """The results of each run's last evaluation, after those that are reported at their peak.
 
-    Where several runs have a value, the best of a column is marked.
+    The best of a column is marked, if several runs have a value there.
     """
-    metrics = find_metrics(runs)
-    columns = [(metric, True) for metric in metrics if metric.peak]
-    columns += [(metric, False) for metric in metrics]
+    found = find_results(runs)
+    columns = [(result, True) for result in found if result.peak]
+    columns += [(result, False) for result in found]
     heads = [Cell("evaluated at")] * bool(columns)
-    for m, peak in columns:
-        heads.append(Cell(m.label + (", peak" if peak else ", last" if m.peak else ""), m.remark))
+    for result, peak in columns:
+        which = ", peak" if peak else ", last" if result.peak else ""
+        heads.append(Cell(result.label + which, result.remark))
     figures = Figures(heads, {run.index: [] for run in runs})
     last = {run.index: last_evaluation(run) for run in runs}
     for run in runs if columns else []:
         step = last[run.index]
         figures.rows[run.index].append(Cell("–" if step is None else f"{run.unit} {step:g}"))
-    for metric, peak in columns:
+    for result, peak in columns:
         good: dict[int, float] = {}
         for run in runs:
-            value, remark = run.series.get(metric.key, {}).get(last[run.index]), ""
-            if peak and (found := run.finite(metric.key)):
-                step = max(found, key=lambda s: metric.sign * found[s])
-                value, remark = found[step], f"{run.unit} {step:g}"
-            figures.rows[run.index].append(Cell(metric.format(value), remark))
+            value, remark = run.series.get(result.key, {}).get(last[run.index]), ""
+            if peak and (step := peak_step(run, result)) is not None:
+                value, remark = run.series[result.key][step], f"{run.unit} {step:g}"
+            figures.rows[run.index].append(Cell(result.format(value), remark))
             if value is not None and math.isfinite(value):
-                good[run.index] = metric.sign * value
+                good[run.index] = result.sign * value
         if len(good) > 1:
             for index, value in good.items():
                 figures.rows[index][-1].best = value == max(good.values())
     return figures
 
 
+def peak_step(run: RunFolder, result: Result) -> float | None:
+    """The step at which a result is best, None if the run has no finite value of it."""
+    values = run.finite(result.key)
+    return max(values, key=lambda step: result.sign * values[step], default=None)
+
+
 def last_evaluation(run: RunFolder) -> float | None:
-    """The step of the last one, whose results belong together: a worse one may have fewer."""
-    keys = (key for key in run.series if find_metric(key) or find_class(key))
+    """The step of a run's last evaluation, None if there was none.
+
+    All results that are shown together are of this step, though an evaluation of a poor model may
+    give fewer results than one before it.
+    """
+    kind = run.kind
+    keys = (key for key in run.series if kind.find_result(key) or kind.find_class(key))
     return max((step for key in keys for step in run.series[key]), default=None)
 
 
 def per_class(runs: Sequence[RunFolder]) -> dict[str, dict[str, dict[int, float]]]:
-    """AP of each class at the last evaluation: title of the table -> class -> run index -> AP."""
+    """The results of each class: by title of the table, class and index of the run."""
     tables: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
         last = last_evaluation(run)
         for key, values in run.series.items():
-            if (found := find_class(key)) and last in values:
+            if (found := run.kind.find_class(key)) and last in values:
                 title, name = found
                 tables.setdefault(title, {}).setdefault(name, {})[run.index] = values[last]
     return tables
 
 
 def speed(runs: Sequence[RunFolder]) -> Figures | None:
-    """Seconds per step (medians), and memory, where it was recorded; None if nothing was."""
+    """What the runs recorded of their time and memory, times as medians; None if it is nothing."""
     titles = ["seconds per step", "images per second", "whole run (min)", "GPU memory (MiB)"]
     rows = {}
     for run in runs:

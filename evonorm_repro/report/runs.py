@@ -8,9 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from evonorm_runs.folder import CONFIG, METRICS
+
 from .kinds import OTHER, RUN_KINDS, Kind
 
-METRICS, CONFIG, FAILED, JOB = "metrics.json", "config.yaml", "failed.txt", "job.json"
+FAILED, JOB = "failed.txt", "job.json"  # which evonorm_runs.grid writes
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,7 @@ class RunFolder:
 
     @cached_property
     def kind(self) -> Kind:
+        """The kind whose key the config has; without a config its metrics or its tool tell."""
         keys = {key for line in self.lines for key in line}
         tool = next(iter(self.job.get("settings", [])), "")
         for kind in RUN_KINDS:
@@ -61,7 +64,8 @@ class RunFolder:
 
     @property
     def norm(self) -> str:
-        return self.setting("MODEL.NORM") or self.setting("MODEL.RESNETS.NORM")
+        """The layer, as a name or a formula; "" if no setting names it."""
+        return next(filter(None, map(self.setting, self.kind.norm_keys)), "")
 
     def setting(self, key: str) -> str:
         """A value of the config; where a run came to have none, of what it was started with."""

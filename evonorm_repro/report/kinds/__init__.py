@@ -1,4 +1,4 @@
-"""The kinds of runs that the report knows. A new kind is a module here and a line below."""
+"""The kinds of runs that the report knows. A new kind is a module here and a line in RUN_KINDS."""
 
 from __future__ import annotations
 
@@ -6,6 +6,27 @@ from . import classifier, detection, gan
 from .kind import Kind, Result
 
 RUN_KINDS = (detection.KIND, gan.KIND, classifier.KIND)  # in the report's order
-OTHER = Kind("other", "Other runs", tool="", config_key="", metrics_key="")
+
+
+def _any_result(key: str) -> Result | None:
+    found = (kind.find_result(key) for kind in RUN_KINDS)
+    return next((result for result in found if result), None)
+
+
+# A run that no kind recognises may hold what the runs of any kind hold.
+OTHER = Kind(
+    id="other",
+    title="Other runs",
+    tool="",
+    config_key="",
+    metrics_key="",
+    norm_keys=(*gan.KIND.norm_keys, *detection.KIND.norm_keys),
+    find_result=_any_result,
+    find_class=detection.find_class,
+    classes_title=detection.KIND.classes_title,
+    against_title=gan.KIND.against_title,
+    samples=gan.KIND.samples,
+    samples_note=gan.KIND.samples_note,
+)
 
 __all__ = ["OTHER", "RUN_KINDS", "Kind", "Result"]

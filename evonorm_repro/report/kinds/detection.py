@@ -19,6 +19,7 @@ _TASKS = {
 
 
 def find_result(key: str) -> Result | None:
+    """The result that a key of metrics.json stands for, None if it stands for none."""
     found = _KEY.fullmatch(key)
     if not found:
         return None
@@ -30,7 +31,7 @@ def find_result(key: str) -> Result | None:
 
 
 def find_class(key: str) -> tuple[str, str] | None:
-    """The title and the class that a key of one class's AP stands for, None if it is another."""
+    """The title and the class of a key that holds the AP of one class, None for other keys."""
     found = _OF_CLASS.fullmatch(key)
     if not found:
         return None
@@ -38,7 +39,7 @@ def find_class(key: str) -> tuple[str, str] | None:
 
 
 def names_layer(key: str) -> bool:
-    # evonorm_d2.config.resolve swaps the names of a detector's components for a layer's sake.
+    """Whether a setting names a component: evonorm_d2.config.resolve swaps these for a layer."""
     return key.startswith("MODEL.") and key.endswith("NAME")
 
 
@@ -48,7 +49,10 @@ KIND = Kind(
     tool="train_net.py",
     config_key="MODEL.META_ARCHITECTURE",
     metrics_key="total_loss",
+    norm_keys=("MODEL.RESNETS.NORM",),
     find_result=find_result,
+    find_class=find_class,
+    classes_title="AP by class",
     curves={"total_loss": "loss", "lr": "learning rate"},
     more_curves=("loss_",),
     names_layer=names_layer,

@@ -6,17 +6,21 @@ import re
 
 from .kind import Kind, Result
 
-# evonorm_gan.evaluation.metrics.metric_key: "FID", or "FID-digits (not comparable with Inception)".
-_KEY = re.compile(r"(FID|IS|KID|precision|recall)(-\S+)?( \(.*\))?")
-# Their sign (1: the higher the better) and digits.
+# The sign (1 if higher is better, -1 if lower is) and the digits of each metric.
 _RESULTS = {"FID": (-1, 2), "IS": (1, 2), "KID": (-1, 4), "precision": (1, 3), "recall": (1, 3)}
+_KEY = re.compile(rf"({'|'.join(_RESULTS)})(-\S+)?( \(.*\))?")
 
 
 def find_result(key: str) -> Result | None:
+    """The result that a key of metrics.json stands for, None if it stands for none.
+
+    evonorm_gan.evaluation.metrics.metric_key writes such keys: "FID", or with a stand-in for
+    Inception "FID-digits (not comparable with Inception)".
+    """
     found = _KEY.fullmatch(key)
     if not found:
         return None
-    name = found[1]
+    name, rest = found[1], key[len(found[1]) :]
     sign, digits = _RESULTS[name]
     peak = name in ("FID", "IS")
     return Result(
@@ -26,9 +30,11 @@ def find_result(key: str) -> Result | None:
         sign,
         digits,
         remark=(found[3] or "").strip(),
-        rank=(key[len(name) :], list(_RESULTS).index(name), ""),
+        rank=(rest, list(_RESULTS).index(name), ""),
         first=peak,
         peak=peak,
+        against=f"IS{rest}" if name == "FID" else "",
+        logarithmic=name == "FID",
     )
 
 
@@ -39,6 +45,7 @@ KIND = Kind(
     config_key="MODEL.G_CH",
     metrics_key="loss_d",
     find_result=find_result,
+    against_title="IS and FID",
     curves={
         "loss_d": "discriminator's loss",
         "loss_g": "generator's loss",
@@ -46,4 +53,7 @@ KIND = Kind(
         "lr_d": "discriminator's learning rate",
     },
     more_curves=("d_real", "d_fake", "singular_value/"),
+    samples="samples/*.png",  # as evonorm_gan.trainer.write_samples writes them
+    samples_note="Fixed z, of the moving average of the weights; a row for each class.",
+    seeds_note="FID and IS are each run's at its peak.",
 )

@@ -18,6 +18,8 @@ class Result:
         rank: sorts the results of a kind.
         first: whether its curve is among those that are shown first.
         peak: whether the paper reports it at its peak (section 5.5).
+        against: the key of the result that charts draw it against, if there is one.
+        logarithmic: whether its axis is logarithmic where its values are far apart.
     """
 
     key: str
@@ -29,6 +31,8 @@ class Result:
     rank: tuple[str, int, str] = ("", 0, "")
     first: bool = False
     peak: bool = False
+    against: str = ""
+    logarithmic: bool = False
 
     @property
     def label(self) -> str:
@@ -44,26 +48,38 @@ def _no_result(key: str) -> Result | None:
     return None
 
 
+def _no_class(key: str) -> tuple[str, str] | None:
+    return None
+
+
 def _no_setting(key: str) -> bool:
     return False
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of run; the modules beside this one have one each.
+    """A kind of run. Each module of this folder describes one.
 
     Attributes:
-        id: of the page's part.
-        title: of that part.
-        tool: that trains such runs.
-        config_key: a key that only their config has.
-        metrics_key: one that only their metrics have.
-        find_result: the result that a key of metrics.json stands for, None if it is none.
-        curves: what is drawn beside the results, by key of metrics.json.
-        more_curves: how the keys begin that are drawn below the fold.
-        names_layer: whether a setting other than a NORM says which layer a run has.
+        id: the id of its part of the page.
+        title: the heading of that part.
+        tool: the tool that trains such runs.
+        config_key: a key that only the config of such a run has.
+        metrics_key: a key that only its metrics.json has.
+        norm_keys: the settings that name its layer; the first that is set counts.
+        find_result: returns the result that a key of metrics.json stands for, or None.
+        find_class: returns the title of a table and the class (of images, of objects) for a key of
+            metrics.json that holds a percentage of one class, or None.
+        classes_title: the heading over these tables.
+        against_title: the heading over the charts of results against results.
+        curves: the titles of the curves that are shown beside the results, by key of metrics.json.
+        more_curves: how the keys of the curves begin that are folded away.
+        names_layer: returns whether a setting other than a NORM says which layer a run has.
+        samples: the pattern of the grids of samples in a run's folder, whose names are steps.
+        samples_note: a sentence over the grids of samples.
+        seeds_note: a sentence over the table over seeds.
         unit: what the trainer's steps are called.
-        first_step: 0 or 1.
+        first_step: the number of the first step, 0 or 1.
     """
 
     id: str
@@ -71,9 +87,16 @@ class Kind:
     tool: str
     config_key: str
     metrics_key: str
+    norm_keys: tuple[str, ...] = ("MODEL.NORM",)
     find_result: Callable[[str], Result | None] = _no_result
+    find_class: Callable[[str], tuple[str, str] | None] = _no_class
+    classes_title: str = ""
+    against_title: str = ""
     curves: dict[str, str] = field(default_factory=lambda: {"loss": "loss", "lr": "learning rate"})
     more_curves: tuple[str, ...] = ()
     names_layer: Callable[[str], bool] = _no_setting
+    samples: str = ""
+    samples_note: str = ""
+    seeds_note: str = ""
     unit: str = "step"
     first_step: int = 1
