@@ -6,12 +6,13 @@ from .expression import AGGREGATIONS, Node
 
 _OVER = {"b": "b,w,h", "c": "w,h,c", "i": "w,h", "g": "w,h,c/g"}
 _BINDS = {"add": 1, "neg": 2, "mul": 3}  # how strongly; all else is 4
+_SHORT = 24  # characters of an argument that may be written twice
 
 
 def latex(node: Node) -> str:
     """For a mathematical environment."""
     if node.op == "number":
-        return node.text
+        return _number(node.text)
     if node.op in ("x", "v0", "v1"):
         return node.op if node.op == "x" else f"v_{node.op[1]}"
     if node.op in AGGREGATIONS:
@@ -33,6 +34,11 @@ def latex(node: Node) -> str:
     return _function(node.op, node.inputs[0])
 
 
+def _number(text: str) -> str:
+    digits, exponent, power = text.partition("e")
+    return rf"{digits} \cdot 10^{{{int(power)}}}" if exponent else digits
+
+
 def _function(op: str, a: Node) -> str:
     inner = latex(a)
     if op == "exp":
@@ -41,7 +47,9 @@ def _function(op: str, a: Node) -> str:
         return f"|{inner}|"
     if op == "square":
         return f"{_bracketed(a, 4)}^2" if not a.inputs else rf"\left({inner}\right)^2"
-    sign = "" if a.sign == "+" else rf"\mathrm{{sign}}({inner}) "
+    # A long argument is written once, since it may hold such functions itself.
+    signed = inner if len(a.text) <= _SHORT else r"\cdot"
+    sign = "" if a.sign == "+" else rf"\mathrm{{sign}}({signed}) "
     if op == "sqrt":
         return rf"\sqrt{{{inner}}}" if not sign else rf"{sign}\sqrt{{|{inner}|}}"
     if op == "log":

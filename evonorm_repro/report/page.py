@@ -6,15 +6,18 @@ import base64
 import hashlib
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from latex2mathml.converter import convert as latex_to_mathml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from evonorm import formula_of
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
 
@@ -74,6 +77,7 @@ def render(folders: Sequence[Path]) -> str:
     return template.render(
         runs=runs,
         parts=parts,
+        formulas=_formulas(runs),
         tables=tables,
         notes=notes,
         summary=_summary(runs, parts),
@@ -126,6 +130,17 @@ def _summary(runs: list[RunFolder], parts: list[Part]) -> dict[str, Any]:
         "written": _date(max(run.written for run in runs)),
         "single": all(part.seeds is None for part in parts) and len(runs) > 1,
     }
+
+
+def _formulas(runs: list[RunFolder]) -> dict[str, Markup]:
+    """The formulas of the runs' layers by the layers' names, as mathematics (MathML)."""
+    found = {}
+    for norm in dict.fromkeys(run.norm for run in runs):
+        with suppress(ValueError):  # a broken formula, as of a run that failed because of it
+            formula = formula_of(norm)
+            if formula is not None:
+                found[norm] = Markup(latex_to_mathml(formula.latex))  # only what a formula may hold
+    return found
 
 
 def _date(seconds: float) -> str:

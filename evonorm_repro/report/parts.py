@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-
-from latex2mathml.converter import convert as latex_to_mathml
-from markupsafe import Markup
-
-from evonorm import formula_of
 
 from . import charts, recorded, results
 from .compare import compare, other_differences, over_seeds, seed_figures
@@ -31,7 +25,6 @@ class Part:
     seeds_note: str
     figures: results.Figures
     seeds: tuple[list[str], results.Figures] | None
-    formulas: dict[str, Markup]
     differences: list[str]
     curves: list[Chart]
     more: list[Chart]
@@ -87,7 +80,6 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
         runs=runs,
         figures=results.final_figures(runs),
         seeds=seed_figures(groups) if groups else None,
-        formulas=_formulas(runs),
         differences=other_differences(runs) if len(runs) > 1 else [],
         curves=curves,
         more=more,
@@ -110,17 +102,6 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
     }
     part.sections = [section for section, content in contents.items() if content]
     return part
-
-
-def _formulas(runs: list[RunFolder]) -> dict[str, Markup]:
-    """The formulas of the runs' layers by name, as mathematics (MathML)."""
-    found = {}
-    for norm in dict.fromkeys(run.norm for run in runs):
-        with suppress(ValueError):  # a broken formula, in the folder of a run that failed for it
-            formula = formula_of(norm)
-            if formula is not None:
-                found[norm] = Markup(latex_to_mathml(formula.latex))  # of a checked expression
-    return found
 
 
 def _class_texts(classes: dict[str, dict[int, float]]) -> dict[str, dict[int, str]]:

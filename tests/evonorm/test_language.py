@@ -263,10 +263,21 @@ def test_dead_parts_leave_no_trace():
         ("x - mean_b(x) * 2", r"x - 2 \mu_{b,w,h}(x)"),
         ("exp(x) + log(x) - sqrt(exp(x))", r"e^{x} + \mathrm{sign}(x) \ln|x| - \sqrt{e^{x}}"),
         ("2 * 3 * v0 * square(x + 1)", r"6 v_0 \left(x + 1\right)^2"),
+        ("x * -2e-7", r"-2 \cdot 10^{-7} x"),
+        (
+            "sqrt(x * (v0 + v1 * x + 3) * tanh(x))",
+            r"\mathrm{sign}(\cdot) \sqrt{|x \tanh(x) \left(v_0 + v_1 x + 3\right)|}",
+        ),
     ],
 )
 def test_latex(text, latex):
     assert Formula(text).latex == latex
+
+
+def test_latex_of_nested_functions_stays_short():
+    for function in ("sqrt", "log"):
+        text = f"{function}(x - " * 40 + "x * 3" + ")" * 40
+        assert len(Formula(text).latex) < 10 * len(text)
 
 
 ERRORS = [  # text, what the line says after it
