@@ -17,7 +17,7 @@ from latex2mathml.converter import convert as latex_to_mathml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from evonorm import formula_of
+from evonorm import Formula, formula_of
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
 
@@ -133,14 +133,20 @@ def _summary(runs: list[RunFolder], parts: list[Part]) -> dict[str, Any]:
 
 
 def _formulas(runs: list[RunFolder]) -> dict[str, Markup]:
-    """The formulas of the runs' layers by the layers' names, as mathematics (MathML)."""
+    """The formulas of the runs' layers with γ and β, as MathML by the layers' names."""
     found = {}
     for norm in dict.fromkeys(run.norm for run in runs):
         with suppress(ValueError):  # a broken formula, as of a run that failed because of it
             formula = formula_of(norm)
             if formula is not None:
-                found[norm] = Markup(latex_to_mathml(formula.latex))  # only what a formula may hold
+                found[norm] = _mathml(formula)
     return found
+
+
+def _mathml(formula: Formula) -> Markup:
+    latex = rf"\left({formula.latex}\right)" if formula.root.op == "add" else formula.latex
+    # Safe without escaping, since the formula was parsed and holds nothing but mathematics.
+    return Markup(latex_to_mathml(rf"{latex} \cdot \gamma + \beta"))
 
 
 def _date(seconds: float) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from html.parser import HTMLParser
+from importlib import import_module
 from xml.etree import ElementTree
 
 import pytest
@@ -81,23 +83,105 @@ def report(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def gan_run():
-    """gan_run(folder, lines, *KEY VALUE): a run of the GAN's trainer with these (step, values)."""
-    from evonorm_gan.config import load_config
-    from evonorm_runs.log import Log
+def write_run():
+    """write_run(folder, lines, *KEY VALUE, kind=None, files=None): the folder of a run.
 
-    def make(folder, lines, *overrides):
+    `lines` are (step, values). With a kind, config.yaml holds its config for the digits with these
+    settings, and its trainer's own writer writes metrics.json. Without one there is no config.
+    `files` are further files: their text by name.
+    """
+
+    def make(folder, lines=(), *overrides, kind=None, files=None):
         folder.mkdir(parents=True)
-        values = ["DEVICE", "cpu", "OUTPUT_DIR", folder, *overrides]
-        cfg = load_config("configs/gan/digits.yaml", [str(x) for x in values])
-        (folder / "config.yaml").write_text(cfg.dump())
-        log = Log(folder, 0)
-        for step, line in lines:
-            log.write(step, line)
-        log.close()
+        if kind:
+            write_config(kind, folder, overrides)
+        LOGS[kind](folder, lines)
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text)
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def gan_run(write_run):
+    return partial(write_run, kind="gan")
+
+
+@pytest.fixture(scope="session")
+def classifier_run(write_run):
+    return partial(write_run, kind="classifier")
+
+
+@pytest.fixture(scope="session")
+def detection_run(write_run):
+    return partial(write_run, kind="detection")
+
+
+CONFIGS = {  # by kind: the module that loads it, its file, the setting of the device
+    "gan": ("evonorm_gan.config", "configs/gan/digits.yaml", "DEVICE"),
+    "classifier": ("evonorm_classifier.config", "configs/classification/digits.yaml", "DEVICE"),
+    "detection": (
+        "evonorm_d2.run_config",
+        "configs/detection/digits/mask_rcnn_digits_GN.yaml",
+        "MODEL.DEVICE",
+    ),
+}
+
+
+def write_config(kind, folder, overrides):
+    module, file, device = CONFIGS[kind]
+    if kind == "detection":
+        from evonorm_d2.data import register_digits
+
+        register_digits()
+    values = [device, "cpu", "OUTPUT_DIR", folder, *overrides]
+    cfg = import_module(module).load_config(file, [str(x) for x in values])
+    (folder / "config.yaml").write_text(cfg.dump())
+
+
+def log_plainly(folder, lines):
+    text = "".join(json.dumps({"step": step, **values}) + "\n" for step, values in lines)
+    (folder / "metrics.json").write_text(text)
+
+
+def log_ours(folder, lines):
+    """What the trainers of GANs and of classifiers log."""
+    from evonorm_runs.log import Log
+
+    writer = Log(folder, 0)
+    for step, values in lines:
+        writer.write(step, values)
+    writer.close()
+
+
+def log_detection(folder, lines):
+    """What Detectron2's trainer logs, its environment included."""
+    from detectron2.utils.collect_env import collect_env_info
+    from detectron2.utils.events import EventStorage, JSONWriter
+    from detectron2.utils.logger import setup_logger
+
+    writer = JSONWriter(str(folder / "metrics.json"))
+    with EventStorage() as storage:
+        for iteration, values in lines:
+            storage.iter = iteration
+            storage.put_scalars(**values, smoothing_hint=False)
+            writer.write()
+    writer.close()
+    logger = setup_logger(str(folder), name=f"d2.{folder.name}")
+    logger.info("Environment info:\n" + collect_env_info())
+    logger.info("eta: 0:01  max_mem: 1234M")
+    for handler in list(logger.handlers):
+        handler.close()
+        logger.removeHandler(handler)
+
+
+LOGS = {
+    "gan": log_ours,
+    "classifier": log_ours,
+    "detection": log_detection,
+    None: log_plainly,
+}
 
 
 @pytest.fixture(scope="session")
@@ -108,61 +192,6 @@ def metrics():
     def make(fid, score, **others):
         values = {"FID": fid, "IS": score, "IS_std": 0.1, **others}
         return {metric_key(name, "digits"): value for name, value in values.items()}
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def detection_run():
-    """detection_run(folder, lines, *KEY VALUE): what Detectron2 writes of (iteration, values)s."""
-    from detectron2.utils.collect_env import collect_env_info
-    from detectron2.utils.events import EventStorage, JSONWriter
-    from detectron2.utils.logger import setup_logger
-
-    from evonorm_d2.data import register_digits
-    from evonorm_d2.run_config import load_config
-
-    def make(folder, lines, *overrides, norm="GN", log=True):
-        folder.mkdir(parents=True)
-        register_digits()
-        file = f"configs/detection/digits/mask_rcnn_digits_{norm}.yaml"
-        values = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", folder, *overrides]
-        (folder / "config.yaml").write_text(load_config(file, [str(x) for x in values]).dump())
-        writer = JSONWriter(str(folder / "metrics.json"))
-        with EventStorage() as storage:
-            for iteration, line in lines:
-                storage.iter = iteration
-                storage.put_scalars(**line, smoothing_hint=False)
-                writer.write()
-        writer.close()
-        if log:
-            logger = setup_logger(str(folder), name=f"d2.{folder.name}")
-            logger.info("Environment info:\n" + collect_env_info())
-            logger.info("eta: 0:01  max_mem: 1234M")
-            for handler in list(logger.handlers):
-                handler.close()
-                logger.removeHandler(handler)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def classifier_run():
-    """classifier_run(folder, lines, *KEY VALUE): a run of the classifier's trainer."""
-    from evonorm_classifier.config import load_config
-    from evonorm_runs.log import Log
-
-    def make(folder, lines, *overrides):
-        folder.mkdir(parents=True)
-        values = ["DEVICE", "cpu", "OUTPUT_DIR", folder, *overrides]
-        cfg = load_config("configs/classification/digits.yaml", [str(x) for x in values])
-        (folder / "config.yaml").write_text(cfg.dump())
-        log = Log(folder, 0)
-        for step, line in lines:
-            log.write(step, line)
-        log.close()
-        return folder
 
     return make
 

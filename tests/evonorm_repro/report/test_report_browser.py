@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import shutil
 
@@ -23,24 +22,24 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(needed, reason="needs Chromium and its driver (chromium, chromium-driver)"),
 ]
+FORMULA = "x * sigmoid(v1 * x) / std_g(x) + log(x - mean_c(x)) / sqrt(rms_i(x) + v0 * abs(x))"
 HOSTILE = "<img src=x onerror=window.pwned=1><b>bold&lt;"  # the name of a folder
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory, gan_run, metrics, noise):
+def page(tmp_path_factory, gan_run, write_run, metrics, noise):
     """A report over three runs of the GAN, one of them with a hostile name."""
     folder = tmp_path_factory.mktemp("browser")
     for i, name in enumerate(("alpha", "beta", HOSTILE)):
         lines = [(s, metrics(9.0 - s + i, 1.0 + s, KID=0.1) | {"loss_d": s + i}) for s in (1, 2, 3)]
-        run = gan_run(folder / "runs" / name, lines, "SOLVER.LR_G", f"{i + 1}e-4")
+        norm = ("EvoNormS0", FORMULA, "GN-ReLU")[i]
+        settings = ("SOLVER.LR_G", f"{i + 1}e-4", "MODEL.NORM", norm)
+        run = gan_run(folder / "runs" / name, lines, *settings)
         for step in (10, 20, 30)[i:]:
             write_png(run / f"samples/{step:07d}.png", noise(step, 32))
     # Plotly's own tags, in what it draws as the labels of an axis and as a title.
-    detector = folder / "runs" / "detector"
-    detector.mkdir()
-    line = {"iteration": 1, "total_loss": 2, f"bbox/AP-{HOSTILE}": 50, f"{HOSTILE}/bbox/AP": 9}
-    lines = (json.dumps({**line, "iteration": i}) + "\n" for i in (1, 2))
-    (detector / "metrics.json").write_text("".join(lines))
+    values = {"total_loss": 2, f"bbox/AP-{HOSTILE}": 50, f"{HOSTILE}/bbox/AP": 9}
+    write_run(folder / "runs/detector", [(i, values) for i in (1, 2)])
     write_report([folder / "runs"], folder / "report.html")
     return folder / "report.html"
 
@@ -237,6 +236,15 @@ def test_hostile_names_are_shown_and_not_run(tab):
     assert tab.js("return window.pwned") is None
 
 
+def test_formulas_are_drawn_as_fractions(tab):
+    formulas = tab.browser.find_elements("css selector", ".formulas math")
+    assert len(formulas) == 2
+    for formula in formulas:
+        letter = formula.find_element("css selector", "mi")
+        whole, letter = (element.size["height"] for element in (formula, letter))
+        assert whole > 2 * letter > 0
+
+
 def test_nothing_is_wider_than_a_phone(tab):
     tab.js("for (const fold of document.querySelectorAll('details')) fold.open = true")
     for width in (768, 360):
@@ -249,6 +257,8 @@ def test_nothing_is_wider_than_a_phone(tab):
             ".filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
         )
         assert wide == 0
+        formulas = tab.browser.find_elements("css selector", ".formulas dd")
+        assert min(formula.size["width"] for formula in formulas) > 200
     table = tab.find("#gan-results .scroll")  # it scrolls in its own box
     assert tab.js("return arguments[0].scrollWidth > arguments[0].clientWidth", table)
 

@@ -98,12 +98,12 @@ def test_hostile_text_is_text(tmp_path, report, detection_run, noise, text):
     name = text.replace("/", "∕")  # a file's name can have anything else in it
     folder = tmp_path / "all" / name
     lines = [(s, {f"bbox/AP-{text}": 5.0, f"{text}/bbox/AP": 5.0 + s}) for s in (1, 2)]
-    detection_run(folder, lines, log=False)
-    (folder / "config.yaml").write_text(
-        json.dumps({"MODEL": {text: text, "META_ARCHITECTURE": text}})
-    )
-    (folder / "failed.txt").write_text(text)
-    (folder / "log.txt").write_text(f"Environment info:\n--  --\nkey  {text}\n--  --\n")
+    files = {
+        "config.yaml": json.dumps({"MODEL": {text: text, "META_ARCHITECTURE": text}}),
+        "failed.txt": text,
+        "log.txt": f"Environment info:\n--  --\nkey  {text}\n--  --\n",
+    }
+    detection_run(folder, lines, files=files)
     write_png(folder / f"{name}.png", noise(0, 16))
     table = {"title": text, "columns": [text], "rows": [[text]], "notes": [text]}
     (tmp_path / "all/table.json").write_text(json.dumps(table))
@@ -143,12 +143,11 @@ def test_what_plotly_is_given_means_the_text(text):
     assert len(html.unescape(plain("<" * 99, longest=40))) == 40
 
 
-def test_names_that_are_no_unicode(tmp_path, report, gan_run):
+def test_names_that_are_no_unicode(tmp_path, report, write_run):
     import os
 
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
-    folder.mkdir()
-    (folder / "metrics.json").write_text('{"step": 1, "loss_d": 1, "FID-\\ud800": 3}')
+    write_run(folder, [(1, {"loss_d": 1, "FID-\ud800": 3})])
     assert report(folder).table("Runs")[1][0] == "??"
 
 
@@ -198,12 +197,11 @@ def test_grids_of_samples_over_time(tmp_path, report, gan_run, noise):
     assert (np.asarray(grids["Samples of a after step 100"][0]) == np.asarray(first)).all()
 
 
-def test_a_report_of_three_runs_stays_small(tmp_path, report, gan_run, noise):
+def test_a_report_of_three_runs_stays_small(tmp_path, report, write_run, noise):
     write_png(tmp_path / "noise.png", noise(0, 600))  # compresses worse than any real picture
     for name in "abc":
-        run = gan_run(tmp_path / "all" / name, [])
-        curve = ({"step": s, "loss_d": s / 7, "loss_g": s / 3, "lr_g": 1e-4} for s in range(9999))
-        (run / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in curve))
+        curve = ((s, {"loss_d": s / 7, "loss_g": s / 3, "lr_g": 1e-4}) for s in range(9999))
+        run = write_run(tmp_path / "all" / name, curve)
         (run / "samples").mkdir()
         for target in (*(f"samples/{step:07d}.png" for step in range(19)), "a.png", "b.png"):
             shutil.copy(tmp_path / "noise.png", run / target)
@@ -212,16 +210,11 @@ def test_a_report_of_three_runs_stays_small(tmp_path, report, gan_run, noise):
     assert "not shown, to keep this page small" in page.said
 
 
-def test_many_runs_wait_for_their_tick_but_no_failure_does(tmp_path, report):
+def test_many_runs_wait_for_their_tick_but_no_failure_does(tmp_path, report, write_run):
     for i in range(30):
-        folder = tmp_path / "all" / f"{i:02d}"
-        folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text(
-            "".join(f'{{"step": {s}, "loss": 1}}\n' for s in range(9))
-        )
-        (folder / "config.yaml").write_text(
-            f"MODEL: {{WIDTH: {i // 3}, NORM: GN}}\nSEED: {i % 3}\n"
-        )
+        config = f"MODEL: {{WIDTH: {i // 3}, NORM: GN}}\nSEED: {i % 3}\n"
+        lines = [(s, {"loss": 1}) for s in range(9)]
+        folder = write_run(tmp_path / f"all/{i:02d}", lines, files={"config.yaml": config})
     (folder / "failed.txt").write_text("nan")
     page = report(tmp_path / "all")
     boxes = [e for e in page.root.iter("input") if e.get("type") == "checkbox"]

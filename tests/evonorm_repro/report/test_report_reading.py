@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from evonorm_repro.report import write_report
@@ -35,14 +33,11 @@ LINES = [
 
 
 @pytest.fixture
-def run(tmp_path):
-    """run(name): a folder with a good line of figures."""
+def run(tmp_path, write_run):
+    """run(name, **values): a folder with one good line of figures."""
 
-    def make(name):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        (folder / "metrics.json").write_text(GOOD)
-        return folder
+    def make(name, **values):
+        return write_run(tmp_path / name, [(1, values or {"loss_d": 2.5})])
 
     return make
 
@@ -168,13 +163,8 @@ def test_runs_are_found_below_folders_and_named_apart(run, tmp_path):
 
 
 def test_runs_are_ordered_by_their_kind(run, tmp_path):
-    for name, line in (
-        ("a", {"loss_d": 1}),
-        ("b", {"total_loss": 1}),
-        ("c", {}),
-        ("d", {"loss_d": 1}),
-    ):
-        (run(name) / "metrics.json").write_text(json.dumps({"step": 1, **line}))
+    for name, key in (("a", "loss_d"), ("b", "total_loss"), ("c", "other"), ("d", "loss_d")):
+        run(name, **{key: 1})
     assert [(r.name, r.kind.id) for r in read_runs([tmp_path])] == [
         *(("b", "detection"), ("a", "gan"), ("d", "gan"), ("c", "other"))
     ]

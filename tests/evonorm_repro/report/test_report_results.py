@@ -243,21 +243,37 @@ def test_the_papers_rows_as_a_table_of_their_own(tmp_path, report, gan_run):
     assert report(run).table("The paper's figures") == [["layer", "FID"], ["GN", "8.14"]]
 
 
+def test_a_long_formula_is_shortened_in_tables_and_whole_beside_its_mathematics(
+    tmp_path, report, gan_run, metrics
+):
+    norm = "x * sigmoid(v1 * x) / std_g(x) + tanh(x - mean_c(x)) / rms_i(x)"
+    lines = [(1, metrics(3.0, 7.0))]
+    runs = [gan_run(tmp_path / f"{i}", lines, "MODEL.NORM", norm, "SEED", i) for i in range(2)]
+    page = report(*runs)
+    shown = f"{norm[:43]}…"
+    assert page.table("Runs")[1][2] == page.table("Over seeds")[1][0] == shown
+    cut = [x for x in page.root.iter("span") if (x.text or "") == shown]
+    assert len(cut) == 3 and {x.get("title") for x in cut} == {norm}
+    (formula,) = (x for x in page.root.iter("dl") if x.get("class") == "formulas")
+    assert formula.find("dt").text == norm
+    assert page.folded("settings alike")["MODEL.NORM"] == norm
+
+
 def test_the_formulas_of_the_layers_are_set_as_mathematics(tmp_path, report, gan_run, metrics):
-    own = "x / (1 + abs(x))"
+    own, total = "x / (1 + abs(x))", "x + tanh(x)"
     runs = [
         gan_run(tmp_path / str(i), [(1, metrics(3.0, 7.0))], "MODEL.NORM", norm)
-        for i, norm in enumerate(("EvoNormS0", own, "GN-ReLU"))
+        for i, norm in enumerate(("EvoNormS0", own, total, "GN-ReLU"))
     ]
-    (tmp_path / "broken").mkdir()
     config = (runs[0] / "config.yaml").read_text().replace("EvoNormS0", '"sigmod(x)"')
-    (tmp_path / "broken" / "config.yaml").write_text(config)
-    (tmp_path / "broken" / "metrics.json").write_text('{"step": 1, "loss_d": 1.0}\n')
-    page = report(*runs, tmp_path / "broken")
+    runs.append(gan_run(tmp_path / "broken", [], files={"config.yaml": config}))
+    page = report(*runs)
     (found,) = (x for x in page.root.iter("dl") if x.get("class") == "formulas")
-    assert [name.text for name in found.findall("dt")] == ["EvoNormS0", own]
-    first, second = found.findall("dd/math")
+    assert [name.text for name in found.findall("dt")] == ["EvoNormS0", own, total]
+    first, second, third = found.findall("dd/math")
     numerator, denominator = first.find(".//mfrac")
     assert "".join("".join(numerator.itertext()).split()) == "xσ(v1x)"
     assert denominator.find("msqrt") is not None
     assert "".join("".join(second.find(".//mfrac")[1].itertext()).split()) == "|x|+1"
+    texts = ["".join("".join(formula.itertext()).split()) for formula in (second, third)]
+    assert texts == ["x|x|+1·γ+β", "(x+tanh(x))·γ+β"]
