@@ -140,7 +140,7 @@ def class_chart(
     labels = [plain(c, 30) for c in classes]
     axes = {
         "xaxis": {**axis(f"{title} (%)"), "range": [-2, 102]},
-        # Else "1" and "2" would be numbers.
+        # Classes such as "1" and "2" would be taken for numbers without a type.
         "yaxis": {
             **axis(""),
             "type": "category",

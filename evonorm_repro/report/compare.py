@@ -15,7 +15,7 @@ OWN = ("OUTPUT_DIR", "TEST.CACHE_DIR")  # settings that change no result
 def compare(
     settings: Sequence[dict[str, str]],
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """The keys that differ, with each one's value, and those that are alike."""
+    """The keys with different values and each run's value, and the keys with one value."""
     differ: dict[str, list[str]] = {}
     alike: dict[str, str] = {}
     for key in dict.fromkeys(key for values in settings for key in values):
@@ -39,7 +39,7 @@ def _of_layer(key: str, run: RunFolder) -> bool:
 
 
 def over_seeds(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
-    """The runs in groups that differ in their seed only, in the order of each first one."""
+    """The runs in groups. The runs of a group differ in their seed only."""
     groups: dict[frozenset, list[RunFolder]] = {}
     for run in runs:
         settings = frozenset((k, v) for k, v in run.config.items() if k not in (*OWN, "SEED"))

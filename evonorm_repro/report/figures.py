@@ -1,4 +1,4 @@
-"""What all charts are made of. A trace's "meta" is the index of its run.
+"""The parts that all charts are made of. A trace's "meta" is the index of its run.
 
 The colours are page.js's, as they depend on the reader's theme. What Plotly shows as text may hold
 its own kind of HTML, so all of it goes through :func:`plain`.
@@ -14,16 +14,16 @@ import plotly.graph_objects as go
 
 from .runs import RunFolder
 
-COLOURS = 8  # as many as style.css has, --run-0 and so on
+COLOURS = 8  # the number of colours in style.css: --run-0 and so on
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
-MARKERS = 12  # of a curve with many points
-SPREAD = 30  # of values above 0, from which on an axis is logarithmic
+MARKERS = 12  # that are drawn on a curve with many points
+SPREAD = 30  # an axis is logarithmic if its values, all above 0, differ by a larger factor
 
 
 @dataclass
 class Chart:
-    """A figure with a title, and in words what each run's part of it shows.
+    """A figure, its title, and for each run a description of what the figure shows of it.
 
     Attributes:
         figure: Plotly's {"data": [...], "layout": {...}}.
@@ -38,7 +38,7 @@ class Chart:
 
 
 def plain(text: str, longest: int = 60) -> str:
-    """Text that Plotly shows as it is: no tag or entity in it means anything."""
+    """The text with its tags and entities escaped, so that Plotly shows it as it is."""
     text = " ".join(text.split())
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -73,23 +73,23 @@ def figure(traces: list[dict[str, Any]], **layout: Any) -> dict[str, Any]:
     layout = {"template": "none", "showlegend": False, "height": 300, **layout}
     layout["margin"] = {"l": 72, "r": 16, "t": 12, "b": 60}
     figure = go.Figure(traces, layout).to_plotly_json()
-    figure["layout"].pop("template")  # page.js's
+    figure["layout"].pop("template")  # page.js brings its own
     return figure
 
 
 def axis(title: str) -> dict[str, Any]:
-    """An axis; what its title says in brackets has a line of its own if it is long."""
+    """An axis with a title. What the title has in brackets gets its own line if it is long."""
     name, bracket, rest = title.partition(" (")
     lines = [name, f"({rest}"] if bracket and len(rest) > 8 else [title]
     return {"title": {"text": "<br>".join(plain(line) for line in lines)}}
 
 
 def wide(traces: list[dict[str, Any]], axis: str) -> bool:
-    """Whether the values along an axis ask for a logarithmic one."""
+    """Whether the values along an axis are so far apart that it should be logarithmic."""
     values = [value for trace in traces for value in trace[axis]]
     return min(values) > 0 and max(values) / min(values) > SPREAD
 
 
 def _short(value: float | str) -> float | str:
-    """With six digits, enough to draw."""
+    """The value with six digits, which is enough to draw it."""
     return value if isinstance(value, str) else float(f"{value:.6g}")

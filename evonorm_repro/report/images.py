@@ -1,4 +1,4 @@
-"""The pictures of runs, made small enough to lie within a page."""
+"""The pictures of runs, made small enough to be part of a page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 
 from .runs import RunFolder
 
-SMALL = 40_000  # bytes; a file of no more is taken as it is
-LARGEST = 60_000_000  # pixels; what is larger is not opened
+SMALL = 40_000  # bytes; a smaller PNG is taken as it is
+LARGEST = 60_000_000  # pixels; a larger picture is not opened
 QUALITY = 82
-SHEET, GRID = 1200, 512  # longer side, pixels
-PICTURES, GRIDS = 6, 12  # of a run at most
-ALL_GRIDS = 72  # about, in the page
-BUDGET = 4_500_000  # bytes of all pictures in the page
+SHEET, GRID = 1200, 512  # pixels of the longer side, at most
+PICTURES, GRIDS = 6, 12  # at most, of one run
+ALL_GRIDS = 72  # about, of all runs of a kind
+BUDGET = 4_500_000  # bytes that all pictures in the page may take
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Album:
 
 
 def _open(path: Path) -> Image.Image:
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST looks after it
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST guards against them
     return Image.open(path)
 
 

@@ -1,4 +1,4 @@
-"""The page: what the runs hold, put together as one HTML file."""
+"""The page: all that the report says of the runs, as one HTML file."""
 
 from __future__ import annotations
 
@@ -31,14 +31,18 @@ from .reading import read_runs
 from .runs import RunFolder
 
 HERE = Path(__file__).parent
-TICKED = 12  # runs at first; the others wait for their tick
+TICKED = 12  # runs that are shown at first; the reader ticks the others
 PACKAGES = ("torch", "plotly", "Jinja2", "pillow")
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write a report over the runs in these folders, and below those that are no run's, to `out`.
+    """Write a report over runs to the file `out`.
 
-    The file needs no other and no network. An existing one is replaced once the new one is whole.
+    The file needs no other file and no network. A file that is there already is replaced once the
+    new one is complete.
+
+    Args:
+        folders: the folders of runs, or folders that hold such folders at any depth.
 
     Raises:
         UserError: there is no run in a folder; `out` can't be written; a file can't be read.
@@ -51,13 +55,13 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
             raise UserError(f"{out}: there is no folder {out.parent}")
         html = render(folders)
         with atomic_write(out) as file:
-            file.write(html.encode(errors="replace"))  # a file's name need not be Unicode
+            file.write(html.encode(errors="replace"))  # the name of a file may not be Unicode
 
 
 def render(folders: Sequence[Path]) -> str:
-    """The page as text. Raises UserError and OSError as :func:`read_runs` does."""
+    """The page as text. It raises the errors of :func:`read_runs`."""
     runs = read_runs(folders)
-    # A reproduction's table lies two folders above its runs.
+    # The table of a reproduction lies two folders above its runs.
     parents = (folder for run in runs for folder in list(run.folder.parents)[:2])
     above = dict.fromkeys([*folders, *parents])
     tables, notes = recorded.tables(above)
@@ -110,7 +114,7 @@ def _ticked(parts: list[Part]) -> set[int]:
     chosen = [run for run in runs if run.failed is not None]
     for part in parts:
         groups = over_seeds(part.runs)
-        # Runs to tune by are there once, those to report several times.
+        # A reproduction reports several seeds, and tunes with one.
         most = [group for group in groups if len(group) > 1] or groups
         chosen += [group[0] for group in most[:each]]
     return {run.index for run in chosen}
@@ -136,7 +140,7 @@ def _formulas(runs: list[RunFolder]) -> dict[str, Markup]:
     """The formulas of the runs' layers with γ and β, as MathML by the layers' names."""
     found = {}
     for norm in dict.fromkeys(run.norm for run in runs):
-        with suppress(ValueError):  # a broken formula, as of a run that failed because of it
+        with suppress(ValueError):  # the formula is broken, and the run failed because of it
             formula = formula_of(norm)
             if formula is not None:
                 found[norm] = _mathml(formula)

@@ -1,4 +1,4 @@
-"""A part of the page: what it says of the runs of one kind."""
+"""The parts of the page. Each part is about the runs of one kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .runs import RunFolder
 
 @dataclass
 class Part:
-    """What the page says of the runs of one kind."""
+    """All that the page says of the runs of one kind."""
 
     id: str
     title: str
@@ -39,7 +39,7 @@ class Part:
 
     @property
     def marked(self) -> bool:
-        """Whether a best figure is marked."""
+        """Whether any figure is marked as the best of its column."""
         return any(cell.best for row in self.figures.rows.values() for cell in row)
 
     def all_charts(self) -> Iterator[Chart]:
@@ -48,10 +48,10 @@ class Part:
 
 
 def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Part:
-    """The part of the page on the runs of a kind.
+    """Make the part of the page that is about the runs of one kind.
 
     Args:
-        album: takes their pictures.
+        album: makes their pictures small, and counts how much space they take.
         total: the number of runs in the page.
     """
     groups = [group for group in over_seeds(runs) if len(group) > 1]

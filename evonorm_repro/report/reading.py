@@ -1,4 +1,4 @@
-"""Reading the folders of runs: nothing in them need be trusted, or whole."""
+"""Read the folders of runs. Their files may be damaged, or written to do harm."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from evonorm_runs.folder import read_metrics
 from .kinds import OTHER, RUN_KINDS
 from .runs import CONFIG, FAILED, JOB, METRICS, RunFolder, number
 
-LONGEST = 300  # characters of a config's value
-LARGEST = 20_000  # values of a config; its aliases could stand for endlessly many
+LONGEST = 300  # characters; longer values of a config are cut
+LARGEST = 20_000  # values of a config, since aliases could stand for endlessly many
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The folders of runs among these, and below those that are none; each once.
+    """The folders of runs among these folders and below them, each once. A run holds no other run.
 
     Raises:
         UserError: one of them is no folder, or there is no run in it.
@@ -65,7 +65,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunFolder]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' last parts if that tells them apart, else their paths from where they meet."""
+    """The names of the folders; if two are alike, the paths from the folder that holds them all."""
     names = [path.resolve().name for path in paths]
     if len(set(names)) == len(names):
         return names
@@ -74,7 +74,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_run(folder: Path, name: str, index: int) -> RunFolder:
-    """What a folder holds; what is damaged in it is left out, and noted."""
+    """Read a run's folder. What is damaged in it is left out, and a note says so."""
     run = RunFolder(folder, name, index)
     if (folder / METRICS).exists():
         _read_metrics(run)
@@ -113,7 +113,7 @@ def _read_metrics(run: RunFolder) -> None:
 
 
 def read_config(text: bytes) -> dict[str, str]:
-    """The values of a yaml file by their keys joined with dots, as text.
+    """The values of a yaml file as text, by their keys joined with dots.
 
     Raises:
         ValueError, yaml.YAMLError: not yaml, not a config, or of endlessly many values.

@@ -1,4 +1,4 @@
-"""What a run's folder may hold beside its config and metrics, and tables of a reproduction."""
+"""Read logs and curves in the folders of runs, and the tables of reproductions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LARGEST_JSON = 2**20  # bytes; a curve or a table is far smaller
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, as it is printed.
+    """A table of texts.
 
     Attributes:
         notes: sentences below it.
@@ -32,15 +32,15 @@ class Table:
 
     @property
     def of_figures(self) -> list[bool]:
-        """Of each column whether its cells are figures, as far as there is something in them."""
+        """For each column whether all its cells are figures or empty."""
         columns = zip(*self.rows) if self.rows else ([] for _ in self.columns)
         return [all(FIGURE.match(cell) for cell in column) for column in columns]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Versions and machine as Detectron2 wrote them at the start of log.txt; empty if it did not.
+    """The versions and the machine that Detectron2 wrote into log.txt; empty if it wrote none.
 
-    Of a run that was continued it is those of its last start.
+    If a run was continued, they are those of its last start.
     """
     _, found, after = _log(folder).rpartition("Environment info:\n")
     values: dict[str, str] = {}
@@ -57,9 +57,9 @@ def environment(folder: Path) -> dict[str, str]:
         if name.strip():
             key = name.strip()
             values[key] = value.strip()
-        elif key:  # a long value goes on
+        elif key:  # a long value has several lines
             values[key] += " " + line.strip()
-    return {}  # the log ends within
+    return {}  # the log ends before the table does
 
 
 def peak_memory(folder: Path) -> float | None:
@@ -74,10 +74,10 @@ def _log(folder: Path) -> str:
 
 
 def truncation_curves(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The curves that tools/eval_gan.py --truncation-curve left in a run's folder.
+    """The curves that tools/eval_gan.py --truncation-curve wrote into a run's folder.
 
     Returns:
-        of each the file's name and its rows, "truncation" and metrics in each.
+        for each curve the name of its file, and its rows; a row holds "truncation" and metrics.
     """
     found = []
     for path in sorted(folder.glob("*.json")):
@@ -88,7 +88,7 @@ def truncation_curves(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def tables(folders: Iterable[Path]) -> tuple[list[Table], list[str]]:
-    """The tables of a reproduction (table.json) in these folders, and what could not be read."""
+    """The tables (table.json) in these folders, and notes on those that could not be read."""
     found, notes = [], []
     for path in (folder / TABLE for folder in folders):
         if not path.is_file():
@@ -101,7 +101,10 @@ def tables(folders: Iterable[Path]) -> tuple[list[Table], list[str]]:
 
 
 def _table(data: dict[str, Any]) -> Table:
-    """From {"title", "columns", "rows", "notes", "paper"}; "paper" is text, rows, or a table."""
+    """A table from its JSON: "title", "columns", "rows", "notes" and "paper".
+
+    "paper" is a text, a list of texts, rows, or a table of its own.
+    """
     columns = [str(column) for column in data["columns"]]
     notes = data.get("notes") or []
     notes = [notes] if isinstance(notes, str) else [str(note) for note in notes]
@@ -123,7 +126,7 @@ def _rows(rows: list[list[Any]], columns: list[str]) -> list[list[str]]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """An object from a json file; empty if it is none."""
+    """The object in a JSON file; empty if the file holds anything else."""
     if path.stat().st_size > LARGEST_JSON:
         return {}
     try:

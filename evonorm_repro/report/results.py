@@ -30,7 +30,7 @@ class Figures:
 
 
 def find_results(runs: Sequence[RunFolder]) -> list[Result]:
-    """The results that any of these runs has, in the order of their kind. The runs are of one."""
+    """The results that any of these runs of one kind has, in the order of the kind."""
     keys = dict.fromkeys(key for run in runs for key in run.series)
     found = [result for result in map(runs[0].kind.find_result, keys) if result]
     return sorted(found, key=lambda result: result.rank)
@@ -98,7 +98,7 @@ def per_class(runs: Sequence[RunFolder]) -> dict[str, dict[str, dict[int, float]
 
 
 def speed(runs: Sequence[RunFolder]) -> Figures | None:
-    """What the runs recorded of their time and memory, times as medians; None if it is nothing."""
+    """The speed of the runs as medians, and their memory; None if they recorded neither."""
     titles = ["seconds per step", "images per second", "whole run (min)", "GPU memory (MiB)"]
     rows = {}
     for run in runs:

@@ -1,4 +1,4 @@
-"""A run of one of the trainers, as its folder holds it."""
+"""A run, as its folder describes it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ FAILED, JOB = "failed.txt", "job.json"  # which evonorm_runs.grid writes
 
 @dataclass(frozen=True, eq=False)
 class RunFolder:
-    """What a run's folder says of it.
+    """A run, as its folder describes it.
 
     Attributes:
-        name: unlike that of any other run in the report.
+        name: different from that of any other run in the report.
+        index: its place in the report.
         config: the values as text, by keys such as "SOLVER.MAX_ITER".
         lines: of metrics.json, each with its "step" (Detectron2's iteration); may hold nan and inf.
         job: what a grid of runs wrote down: "settings" and, once it has ended well, "seconds".
@@ -39,7 +40,7 @@ class RunFolder:
 
     @cached_property
     def kind(self) -> Kind:
-        """The kind whose key the config has; without a config its metrics or its tool tell."""
+        """The kind, by a key of the config; without a config, by the metrics or by the tool."""
         keys = {key for line in self.lines for key in line}
         tool = next(iter(self.job.get("settings", [])), "")
         for kind in RUN_KINDS:
@@ -51,7 +52,7 @@ class RunFolder:
 
     @cached_property
     def series(self) -> dict[str, dict[float, float]]:
-        """Of each key the values by step; of a step that came twice the later one."""
+        """The values by key and step. If a step was written twice, the later value counts."""
         found: dict[str, dict[float, float]] = {}
         for line in self.lines:
             for key, value in line.items():
@@ -59,7 +60,7 @@ class RunFolder:
         return {key: dict(sorted(values.items())) for key, values in found.items()}
 
     def finite(self, key: str) -> dict[float, float]:
-        """As :attr:`series`, of one key, without nan and inf."""
+        """The values of one key by step, without nan and inf."""
         return {s: v for s, v in self.series.get(key, {}).items() if math.isfinite(v)}
 
     @property
@@ -68,7 +69,7 @@ class RunFolder:
         return next(filter(None, map(self.setting, self.kind.norm_keys)), "")
 
     def setting(self, key: str) -> str:
-        """A value of the config; where a run came to have none, of what it was started with."""
+        """A setting from the config; if the run has no config, from the command that started it."""
         if self.config:
             return self.config.get(key, "")
         given = [str(value) for value in self.job.get("settings", [])[2:]]
@@ -106,7 +107,7 @@ class RunFolder:
 
 
 def number(value: Any) -> float | None:
-    """A number out of json as a float, None if it is something else."""
+    """A number from JSON as a float, None if it is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
