@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +40,12 @@ def curve(
         sample: the standard deviation of the feature map that holds the value; its mean is 0.
         v: the layer's v; None for what it starts with.
     """
-    layer = build_norm_act(name, 1, dtype=torch.float64).eval()
+    layer = build_norm_act(name, 1, dtype=torch.float64, momentum=1.0)
     with torch.no_grad():
-        if getattr(layer, "running_var", None) is not None:
-            layer.running_var.fill_(batch**2)
+        layer(feature_maps(x, batch))  # its statistics are the batch's that are to be remembered
         if v is not None:
             layer.v.fill_(v)
-        return layer(feature_maps(x, sample))[:, 0, 0, 0]
+        return layer.eval()(feature_maps(x, sample))[:, 0, 0, 0]
 
 
 def feature_maps(x: Tensor, deviation: float) -> Tensor:
@@ -69,14 +69,16 @@ def draw_layers(names: Sequence[str], of: str) -> Figure:
     return figure
 
 
-def draw_evonorm_b(names: Sequence[str]) -> Figure:
-    """A row for each layer, a column for each deviation of the feature map."""
-    figure = _figure(9, 8)
-    grid = figure.subplots(len(names), len(DEVIATIONS), sharex=True, sharey=True)
+def draw_rows(names: Sequence[str]) -> Figure:
+    """A row for each name or formula, a column for each deviation of the feature map."""
+    figure = _figure(9, 1.1 + 2.3 * len(names))
+    columns = len(DEVIATIONS)
+    grid = figure.subplots(len(names), columns, sharex=True, sharey=True, squeeze=False)
     for line, name in zip(grid, names):
         for ax, sample in zip(line, DEVIATIONS):
             _panel(ax, name, "batch", {"sample": sample})
-            ax.set_title(f"{name}, feature map's deviation {sample:g}", fontsize=9)
+            title = f"{name}, feature map's deviation {sample:g}"
+            ax.set_title(textwrap.fill(title, 46), fontsize=9)
     _label(figure, grid, "of the batch")
     return figure
 

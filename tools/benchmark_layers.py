@@ -3,6 +3,7 @@
     python tools/benchmark_layers.py                   # Mask R-CNN and BigGAN-deep 128, float32
     python tools/benchmark_layers.py --shapes mask-rcnn-heads --dtype bfloat16 --json result.json
     python tools/benchmark_layers.py --growth --plot growth.png      # 1e5 to 1e8 elements
+    python tools/benchmark_layers.py --norms FRN "x * tanh(v1 * x) / std_g(x)"   # layers you name
 
 All run in turns, one call each per repetition, so that whatever else the machine does hits all of
 them alike. Times are medians; the JSON file has the quartiles too, and tools/plot_benchmark.py
@@ -22,6 +23,7 @@ import json
 import sys
 from pathlib import Path
 
+from evonorm import check_norm_act
 from evonorm_repro.benchmark.layers import (
     SHAPES,
     chosen_shapes,
@@ -33,7 +35,7 @@ from evonorm_repro.benchmark.layers import (
 )
 from evonorm_repro.benchmark.plot import check_new, check_plot, draw
 from evonorm_runs.command_line import run_tool
-from evonorm_runs.errors import user_errors
+from evonorm_runs.errors import UserError, user_errors
 
 
 @run_tool("benchmark_layers.py")
@@ -44,6 +46,9 @@ def main() -> int:
     default = ["mask-rcnn-1", "mask-rcnn-2", "mask-rcnn-heads", "biggan-128"]
     names = f"any of {', '.join(sorted(SHAPES))} (default: {' '.join(default)})"
     parser.add_argument("--shapes", nargs="+", default=default, metavar="NAME", help=names)
+    parser.add_argument(
+        "--norms", nargs="+", metavar="NORM", help="these names and formulas instead of EvoNorms"
+    )
     parser.add_argument("--growth", action="store_true", help="growing inputs instead")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--channels-last", action="store_true")
@@ -52,8 +57,12 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="draw the result: a new .png, .svg or .pdf")
     common_options(parser)
     args = parser.parse_args()
+    if args.norms and (args.growth or args.plot):
+        raise UserError("--norms goes without --growth and --plot, which draw fixed sets of layers")
     with user_errors(ValueError, OSError):
         set_up(args)
+        for norm in args.norms or ():
+            check_norm_act(norm)
         sets = chosen_shapes(args)
         for path, check in ((args.json, check_new), (args.plot, check_plot)):
             if path:

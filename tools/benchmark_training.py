@@ -35,9 +35,11 @@ from evonorm_repro.benchmark.training import (
     table,
 )
 from evonorm_runs.command_line import run_tool
+from evonorm_runs.distributed import process_flags
 
 
 @run_tool("benchmark_training.py", kinds=(ValueError, OSError))
+@process_flags(cudnn_benchmark=False)
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,8 +50,6 @@ def main() -> int:
     common_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change the config")
     args = parser.parse_args()
-    # Denormals, frequent in a barely trained network, slow a CPU down 5 to 30 times.
-    torch.set_flush_denormal(True)
     set_up(args)
     if args.model not in (*DETECTORS, *GANS):
         raise ValueError(f"--model: {args.model!r} is not known; known are {names}")

@@ -13,7 +13,6 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,7 +26,11 @@ with warnings.catch_warnings():
     from evonorm_gan.data import open_dataset
     from evonorm_gan.evaluation.metrics import Evaluator, metric_key
     from evonorm_gan.models import build_generator
+    from evonorm_runs.command_line import run_tool
+    from evonorm_runs.distributed import process_flags
+    from evonorm_runs.errors import UserError
     from evonorm_runs.folder import read_metrics
+    from evonorm_runs.grid import Job, failure, run_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("output/demo")
@@ -36,10 +39,19 @@ GAN = OUTPUT / "biggan_EvoNormS0"
 FIGURES = [f"{task}/{ap}" for task in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")] + ["time"]
 
 
-def main(arguments: Sequence[str] = ()) -> int:
-    argparse.ArgumentParser(description=__doc__).parse_args(arguments)
-    # Denormals, frequent in a barely trained model, slow a CPU down 5 to 30 times.
-    torch.set_flush_denormal(True)
+@run_tool("demo.py", stopped="stopped; the same command goes on", kinds=(OSError, ValueError))
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    try:
+        demonstrate()
+    except subprocess.CalledProcessError as error:
+        return error.returncode  # the tool has said why
+    return 0
+
+
+@process_flags(cudnn_benchmark=False)
+def demonstrate() -> None:
+    """All of it, from the data to the report."""
     detectors = detect()
     generators = generate()
     sheet, grid = OUTPUT / NORMS[0] / "predictions.png", GAN / "grid.png"
@@ -52,7 +64,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     for images, row in generators.items():
         print(f"{images:<24}{row[keys[0]]:>10.2f}{row[keys[1]]:>12.2f}")
     write_result({"norms": detectors, "gan": generators})
-    step("7/7  Writing the report over these runs")
+    step("6/6  Writing the report over these runs")
     tool("report.py", OUTPUT, "-o", OUTPUT / "report.html")
     print(
         "\nOne run each of small tasks: that they learn is what it shows, not which is better.\n\n"
@@ -66,29 +78,34 @@ def main(arguments: Sequence[str] = ()) -> int:
         "ImageNet:    .venv/bin/torchrun --nproc_per_node 8 tools/train_gan.py --config-file \\\n"
         "               configs/gan/imagenet128.yaml DATA.ROOT path/to/imagenet/train"
     )
-    return 0
 
 
 def detect() -> dict[str, dict[str, float]]:
-    """Train the detectors; returns the last figures of each."""
-    step("1/7  Making the data set: scenes of real handwritten digits")
+    """Train the detectors side by side; returns the last figures of each."""
+    step("1/6  Making the data set: scenes of real handwritten digits")
     write_digits(default_folder())
-    for i, norm in enumerate(NORMS, 2):
-        step(f"{i}/7  Training Mask R-CNN R-50-FPN with {norm}, about three minutes on two cores")
-        config = ROOT / f"configs/detection/digits/mask_rcnn_digits_{norm}.yaml"
-        tool("train_net.py", "--config-file", config, "--resume", "OUTPUT_DIR", OUTPUT / norm)
-    step("4/7  Drawing predictions beside the ground truth")
+    step("2/6  Training Mask R-CNN R-50-FPN with EvoNormS0 and with GN, side by side:")
+    print(f"     some five minutes on two cores; tail -f {OUTPUT}/*/output.txt shows how they do")
+    config = "configs/detection/digits/mask_rcnn_digits_{}.yaml"
+    jobs = [Job(OUTPUT / x, "tools/train_net.py", config.format(x), ()) for x in NORMS]
+    # A thread for each is faster than two threads for one after the other.
+    run_jobs(jobs, at_once=len(jobs))
+    for job in jobs:
+        reason = failure(job)
+        if reason:
+            raise UserError(f"{job.folder}: {reason}")
+    step("3/6  Drawing predictions beside the ground truth")
     tool("visualize.py", OUTPUT / NORMS[0], "-o", OUTPUT / NORMS[0] / "predictions.png")
     return {norm: last_values(OUTPUT / norm) for norm in NORMS}
 
 
 def generate() -> dict[str, dict[str, float]]:
     """Train the generator; returns its metrics beside those of real images and without training."""
-    step("5/7  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
+    step("4/6  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
     file = ROOT / "configs/gan/digits.yaml"
     own = ("OUTPUT_DIR", GAN, "TEST.CACHE_DIR", OUTPUT / "cache")
     tool("train_gan.py", "--config-file", file, "--resume", *own)
-    step("6/7  Measuring it beside real validation scans and an untrained generator")
+    step("5/6  Measuring it beside real validation scans and an untrained generator")
     (GAN / "grid.png").unlink(missing_ok=True)
     tool("sample_gan.py", "grid", GAN, "-o", GAN / "grid.png")
     cfg = load_config(str(file), [str(x) for x in (*own, "DEVICE", "cpu")])
@@ -131,10 +148,4 @@ def write_result(results: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)  # the tool has said why
-    except (OSError, ValueError) as error:
-        print(f"demo.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -29,6 +29,7 @@ from evonorm_gan.sampling import check_statistics
 from evonorm_repro.table5 import format_table, table
 from evonorm_runs import distributed
 from evonorm_runs.command_line import run_tool
+from evonorm_runs.distributed import process_flags
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
 from evonorm_runs.images.files import image_batches
@@ -170,8 +171,6 @@ def evaluate_generator(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_evaluator(cfg: CfgNode) -> Evaluator:
-    # Denormals, frequent in a barely trained model, slow a CPU down 5 to 30 times.
-    torch.set_flush_denormal(cfg.DEVICE == "cpu")
     device = distributed.init(cfg.DEVICE)
     evaluator = Evaluator(cfg, open_dataset(cfg), device)
     if distributed.is_main():
@@ -211,6 +210,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 @run_tool("eval_gan.py")
+@process_flags(cudnn_benchmark=False)
 def main() -> int:
     args = parse()
     logging.basicConfig(format="%(message)s")

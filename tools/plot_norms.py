@@ -3,9 +3,10 @@
     python tools/plot_norms.py batch -o batch.svg           # table 2 without the EvoNorms
     python tools/plot_norms.py evonorm-b -o evonorm_b.svg   # EvoNorm-B0, B1, B2
     python tools/plot_norms.py sample -o sample.svg         # table 3: statistics of single samples
+    python tools/plot_norms.py layers FRN "x * tanh(v1 * x) / std_g(x)" -o own.svg   # any layers
     python tools/plot_norms.py small-batch RESULT.json -o small_batch.svg
 
-The first three show a layer's output against one value of its input, while the statistics of all
+All but the last show a layer's output against one value of its input, while the statistics of all
 the other values stay as the picture says: they come out of the layers themselves, which are given
 feature maps that have those statistics. The last one draws what reproduce.py table3 wrote.
 """
@@ -16,13 +17,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from evonorm import check_norm_act
 from evonorm_repro.benchmark.plot import check_plot
 from evonorm_repro.curves import (
     BATCH,
     EVONORM_B,
     SAMPLE,
-    draw_evonorm_b,
     draw_layers,
+    draw_rows,
     draw_small_batch,
     read_result,
     save,
@@ -40,17 +42,23 @@ def main() -> int:
         ("batch", "BatchNorm with activations, and the random layers of table 2"),
         ("evonorm-b", "the B series"),
         ("sample", "GN, FRN and the S series"),
+        ("layers", "norm-acts that you name, or formulas"),
         ("small-batch", "accuracy against images per worker"),
     ):
         command = commands.add_parser(name, help=about, description=f"Draw {about}.")
         if name == "small-batch":
             command.add_argument("result", type=Path, help="what reproduce.py table3 wrote")
+        if name == "layers":
+            command.add_argument("norms", nargs="+", metavar="NORM", help="a name or a formula")
         command.add_argument("-o", "--out", type=Path, required=True, help="a new .png, .svg, .pdf")
     args = parser.parse_args()
     check_plot(args.out)
+    for norm in args.norms if args.command == "layers" else ():
+        check_norm_act(norm)
     figure = {
         "batch": lambda: draw_layers(BATCH, "batch"),
-        "evonorm-b": lambda: draw_evonorm_b(EVONORM_B),
+        "evonorm-b": lambda: draw_rows(EVONORM_B),
+        "layers": lambda: draw_rows(args.norms),
         "sample": lambda: draw_layers(SAMPLE, "sample"),
         "small-batch": lambda: draw_small_batch(read_result(args.result)),
     }[args.command]()

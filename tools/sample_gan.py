@@ -24,6 +24,7 @@ from evonorm_gan.sampling import (
     write_png,
 )
 from evonorm_runs.command_line import run_tool
+from evonorm_runs.distributed import process_flags
 from evonorm_runs.errors import UserError, user_errors
 
 # The commands: each takes the generator and its classes, and returns the picture and its caption.
@@ -163,8 +164,6 @@ def run(args: argparse.Namespace) -> str:
     if args.draw and args.output.suffix != ".png":
         raise UserError(f"{args.output}: the name should end in .png, as the picture is a PNG")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    # Denormals, frequent in a barely trained model, slow a CPU down 5 to 30 times.
-    torch.set_flush_denormal(device == "cpu")
     with user_errors(RuntimeError, AssertionError, prefix=f"--device {device}: "):
         torch.zeros(1, device=device)
     G, cfg, classes, step = load_generator(args.checkpoint, not args.no_ema, device)
@@ -184,6 +183,7 @@ def run(args: argparse.Namespace) -> str:
 
 
 @run_tool("sample_gan.py")
+@process_flags(cudnn_benchmark=False)
 def main() -> int:
     args = parse_arguments()
     print(run(args))

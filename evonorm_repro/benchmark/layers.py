@@ -55,6 +55,7 @@ SHAPES["mask-rcnn-2"] = [(2 * n, *rest) for n, *rest in SHAPES["mask-rcnn-1"]]
 GROWTH = [(n, 64, 28, 28) for n in (2, 6, 20, 60, 200, 600, 2000)]  # 1e5 to 1e8 elements
 ON_CHIP = 256 * 1024  # bytes: the registers of a GPU's multiprocessor, or a core's own cache
 WARM_UP = 2  # repetitions
+NATIVE = ("GN-ReLU", "BN-ReLU")  # what the layers that a user names are compared with
 
 
 class Copy(nn.Module):
@@ -87,6 +88,9 @@ def contestants(
     model: str, shape: tuple[int, ...], dtype: torch.dtype, args: argparse.Namespace
 ) -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {"copy": Copy()}
+    if args.norms:
+        layers |= {norm: named(norm, model, shape, dtype) for norm in (*NATIVE, *args.norms)}
+        return {name: layer.to(args.device) for name, layer in layers.items()}
     for kind, norm in FAMILIES.items():
         for backend in backends(args.device)[: 1 if model == "growth" else None]:
             if is_conditional(model):
@@ -103,6 +107,13 @@ def contestants(
             layers[f"{norm} + SiLU"] = nn.Sequential(native(norm, shape, dtype), nn.SiLU())
             layers |= timm_layers(kind, shape[1], args.compile)
     return {name: layer.to(args.device) for name, layer in layers.items()}
+
+
+def named(norm: str, model: str, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Module:
+    """The layer of a name or a formula, as the model calls it."""
+    if is_conditional(model):
+        return Conditional(norm, shape, dtype, groups=32)
+    return build_norm_act(norm, shape[1])
 
 
 def is_conditional(model: str) -> bool:
@@ -237,7 +248,7 @@ def measure(model: str, shape: tuple[int, ...], args: argparse.Namespace) -> lis
             **summary(taken[WARM_UP:], "ms", 1e3),
             **memory[name],
         }
-        if name == "copy" or name[:2] in FAMILIES:
+        if not args.norms and (name == "copy" or name[:2] in FAMILIES):
             result["least_bytes"] = least_bytes(name, shape, x.element_size(), run.__name__)
         results.append(result)
     return results
@@ -264,12 +275,27 @@ def quartiles(values: list[float]) -> list[float]:
 def table(results: list[dict[str, Any]]) -> str:
     if results[0]["model"] == "growth":
         return growth_table(results)
+    if "least_bytes" not in results[0]:
+        return norms_table(results)
     lines = []
     for conditional in (False, True):
         some = [r for r in results if is_conditional(r["model"]) == conditional]
         for kind in FAMILIES if some else ():
             lines += family_table(some, kind, ", conditional" if conditional else "")
     return "\n".join(lines)
+
+
+def norms_table(results: list[dict[str, Any]]) -> str:
+    """For each pass and shape a row per layer that the user named: time, ratios and memory."""
+    cells = [["layer", "pass", "shape", "ms", *(f"/ {norm}" for norm in NATIVE), "saved MB"]]
+    of = {(r["model"], tuple(r["shape"]), r["pass"], r["layer"]): r for r in results}
+    for (model, shape, which, layer), r in of.items():
+        native = (of[model, shape, which, norm]["median_ms"] for norm in NATIVE)
+        ratios = (f"{r['median_ms'] / ms:.2f}" for ms in native)
+        where = row_name(model, shape)
+        megabytes = f"{r['saved_bytes'] / 1e6:.2f}"
+        cells.append([layer, which, where, f"{r['median_ms']:.3f}", *ratios, megabytes])
+    return "\n".join(align(cells))
 
 
 def family_table(results: list[dict[str, Any]], kind: str, about: str) -> list[str]:

@@ -11,10 +11,14 @@ import torch
 
 @pytest.fixture
 def call(request, capsys, monkeypatch):
-    """call(*arguments): status, stdout and stderr of the tool that the file is named after."""
-    tool = importlib.import_module(request.module.__name__.rpartition("test_")[2])
+    """call(*arguments): status, stdout and stderr of the tool that the file is named after.
 
-    def run(*arguments):
+    Number of threads and flags are afterwards as they were before.
+    """
+    own = importlib.import_module(request.module.__name__.rpartition("test_")[2])
+    threads = torch.get_num_threads()
+
+    def run(*arguments, tool=own):
         monkeypatch.setattr(sys, "argv", [f"{tool.__name__}.py", *map(str, arguments)])
         try:
             status = tool.main()
@@ -23,4 +27,4 @@ def call(request, capsys, monkeypatch):
         return status, *capsys.readouterr()
 
     yield run
-    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from argparse import Namespace
 
-import benchmark_layers
 import plot_benchmark
 import pytest
 import torch
@@ -18,22 +16,6 @@ from evonorm_repro.benchmark import layers as tool
 TINY = (2, 64, 4, 4)
 LAYERS = {"copy", "S0 reference", "B0 reference", "GN + ReLU", "BN + ReLU"}
 PASSES = {"forward", "forward + backward"}
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*arguments, module=benchmark_layers):
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
-        try:
-            status = module.main()
-        except SystemExit as stop:  # argparse
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    # What a benchmark sets would slow the other tests down.
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -53,10 +35,10 @@ def check_times(record):
     assert record["versions"]["torch"] == torch.__version__
 
 
-def test_measures_writes_and_draws(run, tiny, tmp_path):
+def test_measures_writes_and_draws(call, tiny, tmp_path):
     file, plot = tmp_path / "r.json", tmp_path / "r.png"
     arguments = ("--shapes", "mask-rcnn-1", "biggan-32", "--repeats", 2, "--device", "cpu")
-    status, out, _ = run(*arguments, "--dtype", "bfloat16", "--json", file, "--plot", plot)
+    status, out, _ = call(*arguments, "--dtype", "bfloat16", "--json", file, "--plot", plot)
     assert status == 0
     record = json.loads(file.read_text())
     check_times(record)
@@ -76,10 +58,10 @@ def test_measures_writes_and_draws(run, tiny, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_growth(run, tiny, tmp_path):
+def test_growth(call, tiny, tmp_path):
     file, plot, again = (tmp_path / name for name in ("r.json", "a.svg", "b.svg"))
     arguments = ("--growth", "--repeats", 2, "--device", "cpu")
-    status, out, _ = run(*arguments, "--json", file, "--plot", plot)
+    status, out, _ = call(*arguments, "--json", file, "--plot", plot)
     assert status == 0
     record = json.loads(file.read_text())
     check_times(record)
@@ -97,7 +79,7 @@ def test_growth(run, tiny, tmp_path):
         if (r["layer"], r["pass"], r["shape"]) == ("copy", "forward + backward", first["shape"])
     )
     assert float(ns[0]) == pytest.approx(of_copy["median_ms"] * 1e6 / 2048, abs=1e-3)
-    assert run(file, "-o", again, module=plot_benchmark)[0] == 0
+    assert call(file, "-o", again, tool=plot_benchmark)[0] == 0
     assert "<svg" in plot.read_text()
     assert "<svg" in again.read_text()
 
@@ -151,7 +133,7 @@ def test_least_bytes():
 
 
 def test_conditional_layers_differ_by_sample():
-    args = Namespace(device="cpu", compile=False)
+    args = Namespace(device="cpu", compile=False, norms=None)
     layers = tool.contestants("biggan-32", (2, 32, 4, 4), torch.float32, args)
     x = torch.randn(1, 32, 4, 4).expand(2, -1, -1, -1)
     for name in layers.keys() - {"copy"}:
@@ -171,22 +153,25 @@ def test_conditional_layers_differ_by_sample():
         (("--repeats", 1), "--repeats is 1"),
         (("--threads", 0), "--threads is 0"),
         (("--json", "nowhere/r.json"), "there is no folder nowhere"),
+        (("--norms", "EvoNormS9"), "unknown norm-act 'EvoNormS9': did you mean"),
+        (("--norms", "x * y"), "'y'"),
+        (("--norms", "FRN", "--growth"), "--norms goes without --growth"),
         (("--plot", "r.gif"), "r.gif: a plot's name should end in .png, .svg, .pdf"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(run, arguments, message):
-    status, out, err = run(*arguments)
+def test_bad_input_is_one_line_and_status_2(call, arguments, message):
+    status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith("benchmark_layers.py: ")
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_nothing_is_overwritten(run, tmp_path):
+def test_nothing_is_overwritten(call, tmp_path):
     file = tmp_path / "kept.png"
     file.write_text("kept")
     for option in ("--json", "--plot"):
-        status, _, err = run(option, file)
+        status, _, err = call(option, file)
         assert (status, err) == (
             2,
             f"benchmark_layers.py: {file} exists: name another file, or remove it first\n",
@@ -194,12 +179,33 @@ def test_nothing_is_overwritten(run, tmp_path):
     assert file.read_text() == "kept"
 
 
+def test_names_and_formulas_of_ones_own(call, tiny, tmp_path):
+    file, formula = tmp_path / "r.json", "x * tanh(v1 * x) / std_g(x)"
+    arguments = ("--shapes", "mask-rcnn-1", "biggan-32", "--repeats", 2, "--device", "cpu")
+    status, out, _ = call(*arguments, "--norms", "FRN", formula, "--json", file)
+    record = json.loads(file.read_text())
+    check_times(record)
+    assert status == 0
+    assert {r["layer"] for r in record["results"]} == {"copy", "GN-ReLU", "BN-ReLU", "FRN", formula}
+    own = [r for r in record["results"] if r["layer"] == formula]
+    assert {(r["model"], r["pass"]) for r in own} == {
+        (model, which) for model in ("mask-rcnn-1", "biggan-32") for which in PASSES
+    }
+    assert {r["saved_bytes"] for r in own} == {4 * math.prod(TINY)}  # the input only
+    row = next(line for line in out.splitlines() if line.startswith(formula))
+    of = {r["layer"]: r["median_ms"] for r in record["results"][: len(record["results"]) // 4]}
+    assert row.split()[-4:-1] == [
+        f"{of[formula]:.3f}",
+        *(f"{of[formula] / of[n]:.2f}" for n in ("GN-ReLU", "BN-ReLU")),
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"results": [{"norm": "BN"}]}', None])
-def test_only_results_are_drawn(run, tmp_path, text):
+def test_only_results_are_drawn(call, tmp_path, text):
     file = tmp_path / "other.json"
     if text is not None:
         file.write_text(text)
-    status, _, err = run(file, "-o", tmp_path / "x.png", module=plot_benchmark)
+    status, _, err = call(file, "-o", tmp_path / "x.png", tool=plot_benchmark)
     assert status == 2
     assert str(file) in err
     assert err.count("\n") == 1

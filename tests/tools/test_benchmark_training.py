@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
-import benchmark_training
 import pytest
 import torch
 
 from evonorm_repro.benchmark import training as tool
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["benchmark_training.py", *map(str, arguments)])
-        status = benchmark_training.main()
-        return status, *capsys.readouterr()
-
-    threads = torch.get_num_threads()
-    yield call
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
@@ -40,10 +25,10 @@ def small(tiny_run):
 
 
 @pytest.mark.parametrize("model", ["mask-rcnn-digits", "mask-rcnn-r50-256", "biggan-32"])
-def test_all_norms_take_turns(run, small, tmp_path, model):
+def test_all_norms_take_turns(call, small, tmp_path, model):
     file = tmp_path / "r.json"
     arguments = ("--model", model, "--repeats", 2, "--device", "cpu", "--json", file)
-    status, out, err = run(*arguments, *small[model])
+    status, out, err = call(*arguments, *small[model])
     assert status == 0, err
     record = json.loads(file.read_text())
     assert record["model"] == model
@@ -96,8 +81,8 @@ def test_the_mask_head_has_its_full_batch(small):
         (("--model", "mask-rcnn-digits", "MODEL.NOTHING", "1"), "MODEL.NOTHING"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(run, arguments, message):
-    status, out, err = run(*arguments)
+def test_bad_input_is_one_line_and_status_2(call, arguments, message):
+    status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith("benchmark_training.py: ")
     assert message in err

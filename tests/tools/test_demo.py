@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 
 import demo
 import pytest
 
 
 @pytest.mark.slow
-def test_demo_ends_with_figures_and_a_sheet(tmp_path, monkeypatch, capsys):
+def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     monkeypatch.setattr(demo, "write_digits", functools.partial(demo.write_digits, train=8, val=2))
-    real = demo.tool
-    short = {
-        "train_net.py": ("SOLVER.MAX_ITER", 5, "SOLVER.STEPS", "(3,)"),
-        "train_gan.py": ("SOLVER.MAX_ITER", 3, "TEST.NUM_SAMPLES", 100),
-    }
-    monkeypatch.setattr(demo, "tool", lambda name, *a: real(name, *a, *short.get(name, ())))
-    assert demo.main() == 0
-    printed = capsys.readouterr().out
+    job, tool = demo.Job, demo.tool
+    short = ("SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(3,)")
+    monkeypatch.setattr(demo, "Job", lambda *a: job(*a[:3], (*a[3], *short)))
+    gan = {"train_gan.py": ("SOLVER.MAX_ITER", 3, "TEST.NUM_SAMPLES", 100)}
+    monkeypatch.setattr(demo, "tool", lambda name, *a: tool(name, *a, *gan.get(name, ())))
+    status, printed, _ = call()
+    assert status == 0
     result = json.loads((tmp_path / "output/demo/result.json").read_text())
     for norm in ("EvoNormS0", "GN"):
         row = result["norms"][norm]
@@ -39,18 +37,24 @@ def test_demo_ends_with_figures_and_a_sheet(tmp_path, monkeypatch, capsys):
     assert all(name in report for name in ("EvoNormS0", "GN", "biggan_EvoNormS0", "FID-digits"))
 
 
-def test_a_failing_tool_ends_the_demo(tmp_path, monkeypatch):
+def test_a_failing_tool_ends_the_demo(call, tmp_path, monkeypatch):
     (tmp_path / "tools").mkdir()
-    (tmp_path / "tools/broken.py").write_text("import sys; sys.exit(2)")
+    (tmp_path / "tools/broken.py").write_text("import sys; sys.exit(3)")
     monkeypatch.setattr(demo, "ROOT", tmp_path)
-    with pytest.raises(demo.subprocess.CalledProcessError) as error:
-        demo.tool("broken.py")
-    assert error.value.returncode == 2 and sys.executable in error.value.cmd
+    monkeypatch.setattr(demo, "detect", lambda: demo.tool("broken.py"))
+    assert call() == (3, "", "")
+
+
+def test_a_failing_detector_ends_the_demo(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "write_digits", lambda folder: None)
+    monkeypatch.setattr(demo, "run_jobs", lambda jobs, at_once: None)
+    monkeypatch.setattr(demo, "failure", lambda job: f"train_net.py: no {job.folder.name}")
+    status, _, err = call()
+    assert (status, err) == (2, "demo.py: output/demo/EvoNormS0: train_net.py: no EvoNormS0\n")
 
 
 @pytest.mark.parametrize("argument, status", [("--help", 0), ("--helq", 2), ("digits", 2)])
-def test_arguments_do_not_start_the_demo(argument, status, tmp_path, monkeypatch):
+def test_arguments_do_not_start_the_demo(call, argument, status, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        demo.main([argument])
-    assert stop.value.code == status and not list(tmp_path.iterdir())
+    assert call(argument)[0] == status and not list(tmp_path.iterdir())

@@ -78,13 +78,24 @@ def test_the_same_picture_has_the_same_bytes(record, call, tmp_path, suffix):
 
 
 def test_evonorm_b_has_a_panel_for_each_layer_and_deviation():
-    figure = tool.draw_evonorm_b(tool.EVONORM_B)
+    figure = tool.draw_rows(tool.EVONORM_B)
     titles = [ax.get_title() for ax in figure.axes]
     assert titles[:2] == [f"EvoNormB0, feature map's deviation {s}" for s in ("0.5", "1")]
     assert len(titles) == 9
     # The batch's deviation 2 in the last panel: where it is the larger one the line is x / 2.
     line = next(x for x in figure.axes[-1].lines if same_color(x.get_color(), tool.COLOURS[2]))
     assert line.get_ydata()[-1] == pytest.approx(1.5, abs=1e-4)
+
+
+def test_layers_of_ones_own(call, tmp_path):
+    out = tmp_path / "own.svg"
+    formula = "(x - mean_b(x)) / std_b(x) * sigmoid(v1 * x)"
+    assert call("layers", "FRN", formula, "-o", out) == (0, "", "") and out.stat().st_size > 10_000
+    figure = tool.draw_rows(["FRN", formula])
+    assert len(figure.axes) == 6
+    # For a batch of deviation 2, v1 = 1 and x = 3, the end of the last line.
+    line = next(x for x in figure.axes[-1].lines if same_color(x.get_color(), tool.COLOURS[2]))
+    assert line.get_ydata()[-1] == pytest.approx(1.5 * sigmoid(3), abs=1e-4)
 
 
 def row(layer, size, values, **more):
@@ -162,6 +173,7 @@ def test_bad_arguments(call, tmp_path):
     for arguments, line in (
         (("batch", "-o", kept), "exists"),
         (("batch", "-o", tmp_path / "a.txt"), ".svg"),
+        (("layers", "EvoNormS9", "-o", tmp_path / "a.svg"), "unknown norm-act 'EvoNormS9'"),
         (("batch", "-o", tmp_path / "none" / "a.svg"), "no folder"),
         (("small-batch", tmp_path / "none.json", "-o", tmp_path / "a.svg"), "none.json"),
     ):

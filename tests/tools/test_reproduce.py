@@ -11,25 +11,19 @@ import reproduce
 from evonorm_repro.tables import TABLES
 
 
-@pytest.fixture
-def call(monkeypatch, tmp_path):
-    """call(*arguments): the exit status, run in an empty folder on a machine without GPU."""
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path):
+    """Each test runs in an empty folder, on a machine without GPU."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
-        return reproduce.main()
-
-    return run
-
 
 @pytest.mark.slow
-def test_table_3_from_nothing(call, tmp_path, capsys, monkeypatch):
+def test_table_3_from_nothing(call, tmp_path, monkeypatch):
     monkeypatch.setattr(TABLES["table3"], "conditions", (128, 64))
     arguments = ("table3", "--norms", "BN-ReLU", "EvoNormS0", "--seeds", "1", "--lrs", "1")
-    assert call(*arguments, "--at-once", "2") == 0
-    printed = capsys.readouterr().out
+    status, printed, _ = call(*arguments, "--at-once", "2")
+    assert status == 0
     out = tmp_path / "output/reproduce/table3_small"
     results = json.loads((out / "results.json").read_text())
     rows = {(row["layer"], row["ims_per_worker"]): row for row in results["rows"]}
@@ -43,11 +37,11 @@ def test_table_3_from_nothing(call, tmp_path, capsys, monkeypatch):
     assert rows["BN-ReLU", 64]["paper"] == {"accuracy": "76.2"} and "76.2" in printed
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
-    assert call(*arguments) == 0  # all is done
+    assert call(*arguments)[0] == 0  # all is done
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == written
     assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]
-    assert call(*arguments, "--out", str(out), "SOLVER.EPOCHS", "2") == 2
-    assert "settings (not SOLVER.EPOCHS 2): name another --out" in capsys.readouterr().err
+    status, _, err = call(*arguments, "--out", out, "SOLVER.EPOCHS", "2")
+    assert status == 2 and "settings (not SOLVER.EPOCHS 2): name another --out" in err
 
 
 def test_gpus_go_to_the_runs(monkeypatch):
@@ -83,8 +77,8 @@ def test_gpus_go_to_the_runs(monkeypatch):
         (("table2", "--ray", "127.0.0.1:1"), "--ray 127.0.0.1:1: "),
     ],
 )
-def test_bad_input_is_one_line(call, tmp_path, capsys, arguments, line):
-    assert call(*arguments) == 2
-    error = capsys.readouterr().err
+def test_bad_input_is_one_line(call, tmp_path, arguments, line):
+    status, _, error = call(*arguments)
+    assert status == 2
     assert error.startswith(f"reproduce.py: {line}") and error.count("\n") == 1
     assert not list(tmp_path.glob("output/reproduce/*/*/*"))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import train_classifier as tool
 
 from evonorm_runs import distributed
 
@@ -33,18 +32,16 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(call):
     """run(command): what the tool prints, in this process and one thread."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
 
-    def call(arguments):
-        monkeypatch.setattr(sys, "argv", arguments)
-        assert tool.main() == 0
-        return capsys.readouterr().out
+    def run_it(arguments):
+        status, out, err = call(*arguments[1:])
+        assert status == 0, err
+        return out
 
-    yield call
-    torch.set_num_threads(threads)
+    return run_it
 
 
 def lines(folder):
@@ -104,13 +101,11 @@ def test_two_processes_do_what_one_with_as_many_workers_does(tmp_path, run):
         assert x == pytest.approx(y, rel=1e-4)
 
 
-def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(call, tmp_path):
     def fails(*overrides):
-        monkeypatch.setattr(sys, "argv", command(tmp_path / "run", *overrides))
-        assert tool.main() == 2
-        printed = capsys.readouterr()
-        assert printed.err.count("\n") == 1 and "Traceback" not in printed.err
-        return printed.err
+        status, _, err = call(*command(tmp_path / "run", *overrides)[1:])
+        assert status == 2 and err.count("\n") == 1 and "Traceback" not in err
+        return err
 
     assert fails("MODEL.NAME", "vgg").startswith("train_classifier.py: MODEL.NAME is 'vgg'; known")
     missing = fails("DATA.NAME", "folder", "DATA.ROOT", tmp_path / "none")
@@ -119,9 +114,8 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob("run/*"))
 
 
-def test_workers_that_can_not_be_spread_evenly(tmp_path, monkeypatch, capsys):
+def test_workers_that_can_not_be_spread_evenly(call, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    monkeypatch.setattr(sys, "argv", command(tmp_path / "run", "SOLVER.WORKERS", 4))
-    assert tool.main() == 2
+    status, _, err = call(*command(tmp_path / "run", "SOLVER.WORKERS", 4)[1:])
     expected = "train_classifier.py: SOLVER.WORKERS 4 can't be spread over 3 processes\n"
-    assert capsys.readouterr().err == expected
+    assert (status, err) == (2, expected)

@@ -88,17 +88,6 @@ def test_two_processes_train_and_evaluate_under_torchrun(tmp_path):
     assert {"best_fid.pth", "best_is.pth"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
-@pytest.fixture
-def main(monkeypatch):
-    """main(*arguments): the tool's exit status in this process."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train_gan.py", *map(str, arguments)])
-        return tool.main()
-
-    return call
-
-
 @pytest.mark.parametrize(
     "arguments, line",
     [
@@ -112,40 +101,41 @@ def main(monkeypatch):
         (["--config-file", CONFIG, "SOLVER.ACCUMULATE", 3], "SOLVER.ACCUMULATE 3"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(main, tmp_path, capsys, arguments, line):
-    assert main(*arguments, "OUTPUT_DIR", tmp_path / "run", "DEVICE", "cpu") == 2
-    err = capsys.readouterr().err.splitlines()
+def test_a_mistake_is_one_line_and_status_2(call, tmp_path, arguments, line):
+    status, _, err = call(*arguments, "OUTPUT_DIR", tmp_path / "run", "DEVICE", "cpu")
+    err = err.splitlines()
+    assert status == 2
     assert len(err) == 1 and err[0].startswith("train_gan.py: ") and line in err[0]
 
 
-def test_a_folder_with_checkpoints_is_not_written_to(main, tmp_path, capsys):
+def test_a_folder_with_checkpoints_is_not_written_to(call, tmp_path):
     (tmp_path / "best_fid.pth").write_text("a month of training")
-    assert main(*command(tmp_path)[1:]) == 2
-    assert "best_fid.pth): continue it with --resume" in capsys.readouterr().err
+    status, _, err = call(*command(tmp_path)[1:])
+    assert status == 2 and "best_fid.pth): continue it with --resume" in err
     assert [path.name for path in tmp_path.iterdir()] == ["best_fid.pth"]
 
 
-def test_control_c(main, monkeypatch, capsys):
+def test_control_c(call, monkeypatch):
     def interrupted(cfg, resume):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tool, "train", interrupted)
-    assert main("--config-file", CONFIG, "DEVICE", "cpu", "--resume") == 130
-    assert "continue with --resume" in capsys.readouterr().err
+    status, _, err = call("--config-file", CONFIG, "DEVICE", "cpu", "--resume")
+    assert status == 130 and "continue with --resume" in err
 
 
-def test_other_faults_keep_their_traceback(main, monkeypatch):
+def test_other_faults_keep_their_traceback(call, monkeypatch):
     def fail(cfg, resume):
         raise RuntimeError("a fault of the program")
 
     monkeypatch.setattr(tool, "train", fail)
     with pytest.raises(RuntimeError):
-        main("--config-file", CONFIG, "DEVICE", "cpu")
+        call("--config-file", CONFIG, "DEVICE", "cpu")
 
 
-def test_one_process_of_several_prints_a_mistake(main, monkeypatch, capsys):
+def test_one_process_of_several_prints_a_mistake(call, monkeypatch):
     waited = []
     monkeypatch.setattr("evonorm_runs.command_line.time.sleep", waited.append)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
-    assert main("--config-file", "absent.yaml") == 2
-    assert waited and "absent.yaml" in capsys.readouterr().err  # torchrun stops it before that
+    status, _, err = call("--config-file", "absent.yaml")
+    assert status == 2 and waited and "absent.yaml" in err  # torchrun stops it before that
