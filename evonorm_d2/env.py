@@ -16,6 +16,7 @@ def setup_environment() -> None:
     from detectron2.config import defaults
     from detectron2.engine import defaults as engine
     from detectron2.modeling import META_ARCH_REGISTRY
+    from detectron2.solver import build as stock_build
 
     from . import solver
     from .config import add_evonorm_config, resolve
@@ -26,6 +27,8 @@ def setup_environment() -> None:
     add_evonorm_config(defaults._C)
     register_digits()
     stock_solver.build_optimizer = engine.build_optimizer = solver.build_optimizer
+    stock_solver.get_default_optimizer_params = solver.get_default_optimizer_params
+    stock_build.get_default_optimizer_params = solver.get_default_optimizer_params
     stock_get = META_ARCH_REGISTRY.get
 
     def get(name: str) -> Callable[[Any], Any]:

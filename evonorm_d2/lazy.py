@@ -106,11 +106,11 @@ def _changes(node: DictConfig, options: dict[str, Any]) -> list[tuple[DictConfig
         basic = target is ResNet.make_default_stages and node.depth < 50
         target = _class_of(node.get(what)) or (BasicBlock if basic else BottleneckBlock)
     if target not in _OURS and target not in _OURS.values():
-        name = target if target is None else _convert_target_to_string(target)
         key, norm = next(iter(named.items()))
+        supported = ", ".join(c.__name__ for c in _OURS)
         raise ValueError(
-            f"{key}={norm!r} of {name}: it has no place for a norm-act, or would put a ReLU after "
-            f"it; supported are {', '.join(c.__name__ for c in _OURS)} and ResNet's stages"
+            f"{key}={norm!r} of {_name_of(target)}: it has no place for a norm-act, or would put a "
+            f"ReLU after it; supported are {supported} and ResNet's stages"
         )
     swapped = [(node, key, LazyCall(Norm)(name=norm, **options)) for key, norm in named.items()]
     return [(node, what, _OURS.get(target, target)), *swapped]
@@ -118,3 +118,9 @@ def _changes(node: DictConfig, options: dict[str, Any]) -> list[tuple[DictConfig
 
 def _class_of(target: Any) -> Any:
     return locate(target) if isinstance(target, str) else target
+
+
+def _name_of(target: Any) -> str:
+    # A class that the file of a LazyConfig makes by type() has no module.
+    has_path = hasattr(target, "__module__") and hasattr(target, "__qualname__")
+    return _convert_target_to_string(target) if has_path else getattr(target, "__name__", target)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import build as stock
+from detectron2.solver.build import get_default_optimizer_params as get_stock_params
 from torch import nn
 
 from .norm import norm_acts
@@ -32,22 +36,75 @@ def set_norm_act_weight_decay(
 ) -> None:
     """Move the norm-acts' parameters to groups of their own with this weight decay, in place.
 
-    Call it before the learning-rate scheduler is built. It also serves a LazyConfig's optimizer.
+    Call it before the learning-rate scheduler is built.
 
     Args:
         with_bias: whether `bias` is included.
     """
-    ours = {
-        id(parameter)
-        for layer in norm_acts(model)
-        for name, parameter in layer.named_parameters()
-        if with_bias or name != "bias"
-    }
+    ours = _norm_act_parameters(model, () if with_bias else ("bias",))
     for group in list(optimizer.param_groups):
-        moved = [p for p in group["params"] if id(p) in ours]
-        kept = [p for p in group["params"] if id(p) not in ours]
+        kept, moved = _split(group["params"], ours)
         if moved and kept:
             group["params"] = kept
             optimizer.add_param_group({**group, "params": moved, "weight_decay": weight_decay})
         elif moved:
             group["weight_decay"] = weight_decay
+
+
+def get_default_optimizer_params(
+    model: nn.Module,
+    base_lr: float | None = None,
+    weight_decay: float | None = None,
+    weight_decay_norm: float | None = None,
+    bias_lr_factor: float | None = 1.0,
+    weight_decay_bias: float | None = None,
+    overrides: dict[str, dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Detectron2's function of this name, with `weight_decay_norm` for norm-acts as well.
+
+    It is for LazyConfigs: `optimizer.params._target_ = get_default_optimizer_params`.
+
+    Args:
+        model: the model.
+        others: those of Detectron2's function.
+
+    Returns:
+        the groups of parameters that a PyTorch optimizer takes.
+    """
+    overrides = dict(overrides or {})  # Detectron2 writes into it
+    groups = get_stock_params(
+        model,
+        base_lr,
+        weight_decay,
+        weight_decay_norm,
+        bias_lr_factor,
+        weight_decay_bias,
+        overrides,
+    )
+    if weight_decay_norm is None:
+        return groups
+    named = [name for name, override in overrides.items() if "weight_decay" in override]
+    ours = _norm_act_parameters(model, named)
+    result = []
+    for group in groups:
+        kept, moved = _split(group["params"], ours)
+        result += [{**group, "params": kept}] if kept else []
+        result += [{**group, "params": moved, "weight_decay": weight_decay_norm}] if moved else []
+    return result
+
+
+def _norm_act_parameters(model: nn.Module, without: Container[str]) -> set[int]:
+    """The ids of the norm-acts' parameters but those of these names."""
+    return {
+        id(parameter)
+        for layer in norm_acts(model)
+        for name, parameter in layer.named_parameters()
+        if name not in without
+    }
+
+
+def _split(
+    parameters: list[nn.Parameter], ours: set[int]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters that are not among ours, and those that are."""
+    return [p for p in parameters if id(p) not in ours], [p for p in parameters if id(p) in ours]

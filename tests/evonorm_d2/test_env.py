@@ -16,7 +16,7 @@ TRAIN_NET = """
 import json, os
 import cv2, torch
 from detectron2 import model_zoo
-from detectron2.config import get_cfg
+from detectron2.config import get_cfg, instantiate
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.modeling import build_model
@@ -61,10 +61,13 @@ try:
     refusal = build_model(c4) and ""
 except ValueError as error:
     refusal = str(error)
+lazy = model_zoo.get_config("common/optim.py").SGD  # as lazyconfig_train_net.py builds it
+lazy.params.model = model
 result = {
     "norm_acts": len(norm_acts),
     "decays": decays(trainer.optimizer),
     "decays of a training loop of one's own": decays(build_optimizer(cfg, model)),
+    "decays of a LazyConfig": decays(instantiate(lazy)),
     "loaded": all(torch.equal(state[k], loaded[k]) for k in state),
     "instances": len(predictor(image)["instances"]),
     "retinanet": type(build_model(retinanet)).__name__,
@@ -119,6 +122,7 @@ def test_detectron2s_own_tools(digits, tmp_path):
     assert result["norm_acts"] == 53 + 8 + 5 + 4
     assert result["decays"] == [[False, 1e-4], [True, 0.0]]
     assert result["decays of a training loop of one's own"] == result["decays"]
+    assert result["decays of a LazyConfig"] == result["decays"]
     assert result["loaded"] and result["instances"] > 0
     assert result["retinanet"] == "NormActRetinaNet"
     assert result["refusal"].startswith("MODEL.RESNETS.NORM is EvoNormS0, but 'Res5ROIHeads'")

@@ -206,6 +206,15 @@ def test_other_classes_are_refused_by_name():
     assert "MyHead" in refused(model) and "conv_norm" in refused(model)
 
 
+def test_a_class_without_a_module_is_refused_by_its_name():
+    """As Rethinking-BatchNorm's `mask_rcnn_BNhead_shuffle.py` makes one."""
+    names = {"base": FastRCNNConvFCHead}
+    exec("Head = type(base.__name__ + 'WithShuffle', (base,), {})", names)
+    model = set_norms(stock(), "EvoNormS0")
+    model.roi_heads.box_head._target_ = names["Head"]
+    assert "FastRCNNConvFCHeadWithShuffle" in refused(model)
+
+
 @pytest.mark.parametrize(
     "norm, meant", [("EvoNromS0", "EvoNormS0"), ("evonorm-b0", "EvoNormB0"), ("BNReLU", "BN-ReLU")]
 )

@@ -4,9 +4,14 @@ import pytest
 import torch
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as build_stock_optimizer
+from detectron2.solver import get_default_optimizer_params as get_stock_params
 
 from evonorm import list_norm_acts, register_norm_act, registry
-from evonorm_d2.solver import build_optimizer, set_norm_act_weight_decay
+from evonorm_d2.solver import (
+    build_optimizer,
+    get_default_optimizer_params,
+    set_norm_act_weight_decay,
+)
 
 
 def decay(optimizer, model):
@@ -123,6 +128,27 @@ def test_an_optimizer_of_another_kind(tiny_cfg, build):
     before = decay(optimizer, model)
     set_norm_act_weight_decay(optimizer, model)
     assert decay(optimizer, model) == before and len(optimizer.param_groups) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weight_decay_norm": 0.0},
+        {"weight_decay_norm": 1e-3, "weight_decay": 1e-2},
+        {"weight_decay_norm": 0.0, "weight_decay_bias": 1e-2, "base_lr": 0.1, "bias_lr_factor": 2},
+        {"weight_decay_norm": 0.0, "overrides": {"weight": {"weight_decay": 1e-5}}},
+        {"weight_decay": 1e-2},
+    ],
+)
+def test_lazy_configs_parameters_as_for_stock_batch_norm(arguments, tiny_cfg, build):
+    found = []
+    for norm, function in (("BN", get_stock_params), ("BN-ReLU", get_default_optimizer_params)):
+        model = build(tiny_cfg(norm, "MODEL.RPN.NORM", ""))
+        optimizer = torch.optim.SGD(function(model, **arguments), lr=1e-3, weight_decay=0.5)
+        rates = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        rates = {name: rates[id(p)] for name, p in model.named_parameters()}
+        found.append((decay(optimizer, model), rates))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("clip_type", ["value", "norm"])
