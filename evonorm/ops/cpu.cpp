@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -35,7 +36,11 @@ class Parameter {
     step_ = given->dim() == 2 ? x.size(1) : 0;
   }
 
-  A operator()(int64_t n, int64_t c) const { return values_ ? values_[n * step_ + c] : constant_; }
+  A operator()(int64_t n, int64_t c) const {
+    const A value = values_ ? values_[n * step_ + c] : constant_;
+    // Not any NaN: rounded to a bfloat16, one whose bits are all set would become 0.
+    return std::isnan(value) ? std::numeric_limits<A>::quiet_NaN() : value;
+  }
 
  private:
   Tensor kept_;

@@ -500,7 +500,7 @@ void b_sums(const Pass<T>& pass, int64_t first_item, int64_t items) {
     sum_up<SeriesB::SUMS>(pass, strip, [&](auto x, auto dy, auto* sum) INLINE_LAMBDA {
       const decltype(x) line = slope * x + rise, inverse = 1 / greater(floor, line);
       const decltype(x) by_scale = dy * x * inverse, by_den = by_scale * inverse;
-      const decltype(x) by_line = line > floor ? by_den : decltype(x){};
+      const decltype(x) by_line = line <= floor ? decltype(x){} : by_den;
       sum[SeriesB::BY_SCALE] += by_scale;
       sum[SeriesB::BY_BIAS] += dy;
       sum[SeriesB::BY_FLOOR] += by_den - by_line;
@@ -520,7 +520,7 @@ void b_backward(const Pass<T>& pass, int64_t first_item, int64_t items) {
     strip.each_vector([&](int, int64_t at, auto count) INLINE_LAMBDA {
       const auto x = load(pass.x + at, count), dy = load(pass.dy + at, count);
       const decltype(x) line = slope * x + rise, inverse = 1 / greater(floor, line);
-      const decltype(x) from_line = line > floor ? x * inverse * slope : decltype(x){};
+      const decltype(x) from_line = line <= floor ? decltype(x){} : x * inverse * slope;
       const decltype(x) direct = dy * scale * inverse * (1 - from_line);
       store(pass.out + at, direct + (p * (x - centre) + q), count);
     });

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <memory>
 
 #include "cpu_kernels.h"
@@ -190,7 +191,8 @@ class Work {
   void set_denominator(int64_t i, A v, A s, A floor) {
     const char variant = problem_.kind.variant;
     coefficient(SeriesB::SLOPE)[i] = variant == '0' ? v : variant == '1' ? s : A(-1);
-    coefficient(SeriesB::RISE)[i] = s;
+    // With a NaN for a floor the line is NaN too, as a kernel gives the line where one of both is NaN.
+    coefficient(SeriesB::RISE)[i] = std::isnan(floor) ? floor : s;
     coefficient(SeriesB::FLOOR)[i] = floor;
   }
 

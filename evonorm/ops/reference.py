@@ -104,13 +104,14 @@ def backward(
     else:
         floor = torch.sqrt(_wide(batch_var) + eps)
         slope, rise = _line(v, s, kind)
-        line = slope * x_ + rise > floor[:, None, None]
-        dden = -du * num / den
-        dx = du + torch.where(line, dden * slope, 0)
-        d_rise = torch.where(line, dden, 0).sum((2, 3))
-        d_slope = torch.where(line, dden * x_, 0).sum((2, 3))
+        line, dden = slope * x_ + rise, -du * num / den
+        # Written so that a NaN reaches both, as in torch.maximum's gradient.
+        dline = torch.where(line <= floor[:, None, None], 0, dden)
+        dfloor = torch.where(line > floor[:, None, None], 0, dden)
+        dx = du + dline * slope
+        d_rise, d_slope = dline.sum((2, 3)), (dline * x_).sum((2, 3))
         dv, ds = d_slope, d_rise + d_slope if kind == "B1" else d_rise
-        dvar = torch.where(line, 0, dden).sum((2, 3)) / (2 * floor)
+        dvar = dfloor.sum((2, 3)) / (2 * floor)
     ds = ds.reshape(n, s.shape[1], c // s.shape[1]).sum(2)
     p = _per_channel(ds / (s * (c // s.shape[1] * h * w)), c)
     dx = dx + p * (x_ - _per_channel(mean, c) if kind in CENTRED else x_)

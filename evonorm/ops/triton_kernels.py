@@ -125,7 +125,7 @@ def _statistic(count, mean, squares, eps, CENTRED: tl.constexpr):
 def _denominator(x, v, s, floor, KIND: tl.constexpr):
     """The denominator max(floor, line) of the B series, line = slope * x + s.
 
-    Returns the slope, whether the line is greater than the floor, and the denominator.
+    Returns the slope, whether the floor is at least the line, and the denominator.
     """
     if KIND == "B0":
         slope = v
@@ -134,7 +134,7 @@ def _denominator(x, v, s, floor, KIND: tl.constexpr):
     else:
         slope = tl.full(s.shape, -1.0, tl.float32)
     line = slope * x + s
-    return slope, line > floor, tl.maximum(floor, line, propagate_nan=tl.PropagateNan.ALL)
+    return slope, line <= floor, tl.maximum(floor, line, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -152,12 +152,12 @@ def _gradients(x, dy, v, s, floor, KIND: tl.constexpr):
         rest = x * (1.0 - gate)
         direct, of_v, of_line, of_denominator = q * (1.0 + v * rest), of_weight * rest, 0.0, 0.0
     else:
-        slope, on_line, denominator = _denominator(x, v, s, floor, KIND)
+        slope, on_floor, denominator = _denominator(x, v, s, floor, KIND)
         r = 1.0 / denominator
         q = dy * r
         of_weight = q * x
         of_denominator = of_weight * r
-        of_line = tl.where(on_line, of_denominator, 0.0)
+        of_line = tl.where(on_floor, 0.0, of_denominator)  # a NaN reaches both
         direct, of_v = q - of_line * slope, of_line * x
     return direct, of_weight, of_v, of_line, of_denominator
 

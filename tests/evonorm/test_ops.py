@@ -269,6 +269,57 @@ def check_variance(x, backend):
                 assert ((batch[1] - expected_batch) / expected_batch).abs().max() < 1e-5
 
 
+def nans(outcome, inputs):
+    """Where the output and the gradients of the inputs are NaN."""
+    outcome.backward(torch.ones_like(outcome))
+    return [outcome.isnan()] + [t.grad.isnan() for t in inputs if t is not None]
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "what, value, own_var",
+    [
+        ("x", float("nan"), True),
+        ("x", float("nan"), False),
+        ("v", float("nan"), True),
+        ("var", float("nan"), False),
+        ("var", -1.0, False),
+        ("weight", float("nan"), True),
+        ("bias", float("nan"), True),
+    ],
+)
+@each_kind
+def test_nan_shows_wherever_the_formula_has_it(kind, what, value, own_var, dtype, backend):
+    """In the output and in all gradients: with a wrong value of one sample or one channel."""
+    at = ("x", "v", "var", "weight", "bias").index(what)
+    for last in (False, True):
+        inputs = arguments(kind, (3, 5, 3, 7), dtype, own_var=own_var)
+        if inputs[at] is None:
+            continue
+        inputs = [None if t is None else t.detach() for t in inputs]
+        inputs[at][1] = value
+        if last:
+            inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
+        exact = [None if t is None else t.double().requires_grad_() for t in inputs]
+        expected = nans(formula(kind, 5, *exact), exact)
+        assert expected[0].any()
+        inputs = [None if t is None else t.requires_grad_() for t in inputs]
+        with backend():
+            found = nans(forward(*inputs, 5, EPS, kind)[0], inputs)
+        assert all(map(torch.equal, found, expected))
+
+
+@each_backend
+@each_kind
+def test_nan_of_any_bits_shows(kind, backend):
+    """A float32 that has all its bits set, beside a bfloat16 input."""
+    weight = torch.full((4,), -1, dtype=torch.int32).view(torch.float32)
+    with backend():
+        y = forward(random(2, 4, 3, 3).bfloat16(), None, None, weight, None, 2, EPS, kind)[0]
+    assert y.isnan().all()
+
+
 @each_backend
 @each_kind
 def test_empty(kind, backend):

@@ -212,6 +212,31 @@ def test_float16_stays_finite_and_nan_stays():
 
 
 @runs
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    "what, value", [("x", float("nan")), ("var", -1.0), ("weight", float("nan"))]
+)
+@each_kind
+def test_nan_shows_wherever_the_formula_has_it(kind, what, value, split, schedule):
+    schedule(split)
+    at = ("x", "v", "var", "weight", "bias").index(what)
+    inputs = arguments(kind, (3, 4, 5, 5), own_var=what != "var")
+    if inputs[at] is None:
+        pytest.skip("the formula has no variance of the batch")
+    with torch.no_grad():
+        inputs[at][1] = value
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in inputs]
+    results = []
+    for y, leaves in (
+        (forward(*inputs, 4, EPS, kind)[0], inputs),
+        (formula(kind, 4, *exact), exact),
+    ):
+        y.backward(torch.ones_like(y))
+        results.append([y.isnan()] + [t.grad.isnan() for t in leaves if t is not None])
+    assert results[1][0].any() and all(map(torch.equal, *results))
+
+
+@runs
 def test_any_strides():
     """Parts of larger tensors, a transposed map, and one gamma for all samples, expanded."""
     x = random(2, 12, 5, 6).float().to(DEVICE)[:, ::2].transpose(2, 3)
