@@ -18,6 +18,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from ..aggregations import variance as variance_over
 from ..base import affine
@@ -203,5 +204,8 @@ def _gradient(parameter: Tensor, of_samples: Tensor) -> Tensor:
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    """Of the result: x's own, or the one that a part of a larger tensor has in memory."""
+    n, c, h, w = x.shape
+    if x.is_contiguous() or c == 1 or h * w == 1:  # both at once
+        return torch.contiguous_format
+    return suggest_memory_format(x)

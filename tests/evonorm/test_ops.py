@@ -196,6 +196,62 @@ def test_opcheck(kind, per_sample):
         torch.library.opcheck(backward.default, (y, *inputs, *stats, 4, EPS, kind))
 
 
+PARTS = {
+    "channels": lambda x: x[:, 4:12],
+    "every other channel": lambda x: x[:, ::2],
+    "one channel": lambda x: x[:, :1],
+    "positions": lambda x: x[:, :8, 1:, 2:4],
+    "one position": lambda x: x[:, :8, :1, :1],
+    "samples": lambda x: x[::2, :8],
+    "one sample for all": lambda x: x[:1, :8].expand(3, 8, 5, 4),
+    "one channel for all": lambda x: x[:, :1].expand(3, 8, 5, 4),
+    "one position for all": lambda x: x[:, :8, :1, :1].expand(3, 8, 5, 4),
+    "transposed": lambda x: x[:, :8].transpose(2, 3),
+}
+
+
+@each_backend
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("part", PARTS)
+def test_opcheck_on_parts_of_tensors(part, last, backend):
+    """A compiler relies on the strides that the fake kernels promise."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = PARTS[part](random(3, 16, 5, 4, dtype=torch.float32).contiguous(memory_format=layout))
+    for kind, per_sample in (("S0", False), ("B0", True), ("B1", False)):
+        rest = arguments(kind, x.shape, torch.float32, per_sample)[1:]
+        inputs = [x] + [None if t is None else t.detach() for t in rest]
+        options = (1, EPS, kind)
+        tests = ("test_schema", "test_faketensor")
+        with backend():
+            torch.library.opcheck(forward.default, (*inputs, *options), test_utils=tests)
+            y, *stats = forward(*inputs, *options)
+            for dy in (y, x, torch.ones(1, 1, 1, 1).expand(x.shape)):
+                given = (dy, *inputs, *stats, *options)
+                torch.library.opcheck(backward.default, given, test_utils=tests)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
+# The key of a compiled graph in the cache has nothing of the fake kernels.
+@torch.compiler.config.patch(force_disable_caches=True)
+def test_inductor_on_half_of_the_channels(random_layer):
+    conv = torch.nn.Conv2d(4, 16, 3).to(memory_format=torch.channels_last)
+    layer = random_layer("EvoNormS0", 8, num_groups=4)
+    x = random(2, 4, 7, 6, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
+
+    def function(x):
+        return layer(conv(x).chunk(2, 1)[0])
+
+    torch.compiler.reset()
+    results = []
+    for call in (function, torch.compile(function, fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        y = call(leaf)
+        y.square().sum().backward()
+        results.append((y, leaf.grad))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @each_kind
 def test_compile_and_export(kind, training, random_layer):
