@@ -40,7 +40,7 @@ class _SpectralNorm(parametrizations._SpectralNorm):
 
     def forward(self, weight: Tensor) -> Tensor:
         device = weight.device.type
-        if not torch.is_autocast_enabled(device):
+        if weight.is_meta or not torch.is_autocast_enabled(device):  # meta knows no autocast
             return super().forward(weight)
         with torch.autocast(device, enabled=False):
             return super().forward(weight)

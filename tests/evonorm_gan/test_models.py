@@ -468,6 +468,18 @@ def test_same_seed_same_model():
     assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
 
 
+@pytest.mark.parametrize("build", [Generator, Discriminator])
+def test_built_on_meta_and_loaded(build):
+    model = build(32, 4, 10).eval()
+    with torch.device("meta"):
+        twin = build(32, 4, 10).eval()
+    assert all(t.is_meta for t in twin.state_dict().values())
+    twin.to_empty(device="cpu").load_state_dict(model.state_dict())
+    z, y = inputs()
+    args = (z, y) if build is Generator else (torch.rand(3, 3, 32, 32), y)
+    assert torch.equal(model(*args), twin(*args))
+
+
 @pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "BN-ReLU"])
 def test_bf16_autocast_is_near_float32(name):
     torch.manual_seed(0)
