@@ -7,6 +7,7 @@ running statistics are the mean over the workers'.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from pathlib import Path
@@ -16,12 +17,12 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evonorm_runs import distributed
+from evonorm_runs import distributed, stop
 from evonorm_runs.checkpoint import check_same_run, write_checkpoint
 from evonorm_runs.config import merge_saved
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import read_checkpoint
-from evonorm_runs.folder import prepare, write_config
+from evonorm_runs.folder import owns_folder, write_start
 from evonorm_runs.log import Log, progress, say
 from evonorm_runs.random_state import seed_all
 
@@ -43,6 +44,8 @@ RESULTS = ("train_accuracy", "accuracy", "val_loss")
 
 
 @distributed.process_flags()
+@owns_folder(CHECKPOINT)
+@stop.on_sigterm()
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """Train, and evaluate after each epoch; everything is written to OUTPUT_DIR.
 
@@ -50,49 +53,54 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     rounding. One that was killed and resumed equals an uninterrupted one bit for bit, on a CPU.
 
     Args:
-        resume: after the last whole epoch of the run in OUTPUT_DIR, if there is one.
+        resume: from the checkpoint in OUTPUT_DIR, if there is one.
 
     Returns:
         the last epoch's results, in every process; empty if the log of a finished run is gone.
 
     Raises:
         UserError: a config, data set or checkpoint that is wrong or missing; divergence.
+        Stopped: by SIGTERM, after a step whose checkpoint is written.
     """
     device = distributed.init(cfg.DEVICE)
-    checkpoint = check_run(cfg, resume)
     train_set, val_set = open_data(cfg)
     run = ClassifierRun(cfg, device, len(train_set), len(train_set.classes))
-    if checkpoint:
-        run.load(checkpoint)
-    write_config(cfg)
+    if (run.folder / CHECKPOINT).exists():
+        run.load(run.folder / CHECKPOINT)
+    write_start(cfg, run.step)
     say(f"{len(train_set.classes)} classes, {len(train_set)} and {len(val_set)} images")
     say(str(run))
-    log = Log(run.folder, run.epoch * run.steps)
+    log = Log(run.folder, run.step)
     batches = train_batches(run, train_set)
     total = cfg.SOLVER.EPOCHS * run.steps
-    for step in progress(range(run.epoch * run.steps + 1, total + 1), total, run.images):
+    for step in progress(range(run.step + 1, total + 1), total, run.images):
         lr = train_step(run, step, batches)
+        run.step = step
         epoch_ends = step % run.steps == 0
         if epoch_ends or (cfg.SOLVER.LOG_PERIOD and step % cfg.SOLVER.LOG_PERIOD == 0):
             write_log(run, log, step, lr)
         if epoch_ends:
-            run.epoch = step // run.steps
             results = {"train_accuracy": run.pop_train_accuracy(), **evaluate(run, val_set)}
             # The line first: those of a run killed before its checkpoint come again.
             log.write(step, {"epoch": run.epoch, **results})
             say(f"epoch {run.epoch}: {summary(results)}")
             run.save()
+        if step < total and stop.asked():
+            run.save()
+            raise stop.Stopped(f"stopped by SIGTERM after step {step}; continue with --resume")
     log.close()
     done = log.with_key("accuracy")[-1:]
     return {key: line[key] for line in done for key in RESULTS}
 
 
 def train_batches(run: ClassifierRun, train_set: DigitsSet | FolderSet) -> Batches:
-    """The batches of this process's workers, in turn, after the epochs that are done."""
+    """The batches of this process's workers, in turn, after the steps that are done."""
     own = run.cfg, distributed.rank(), distributed.world_size()
+    done = run.step % run.steps * len(run.workers)  # batches of the epoch that goes on
     for epoch in range(run.epoch + 1, run.cfg.SOLVER.EPOCHS + 1):
-        chosen = worker_batches(len(train_set), epoch, *own)
+        chosen = itertools.islice(worker_batches(len(train_set), epoch, *own), done, None)
         yield from train_set.batches(chosen, seed_of(run.cfg.SEED, epoch))
+        done = 0
 
 
 def train_step(run: ClassifierRun, step: int, batches: Batches) -> float:
@@ -113,6 +121,7 @@ def train_step(run: ClassifierRun, step: int, batches: Batches) -> float:
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.counted += 1
+    run.timed += 1
     return lr
 
 
@@ -174,6 +183,7 @@ class ClassifierRun:
     """The model of a run, its position, and its checkpoint.
 
     Attributes:
+        step: steps done.
         epoch: epochs done.
         data: how many training images and classes there are.
         steps: per epoch.
@@ -184,7 +194,7 @@ class ClassifierRun:
     def __init__(self, cfg: CfgNode, device: torch.device, images: int, classes: int) -> None:
         solver = cfg.SOLVER
         self.cfg, self.device, self.folder = cfg, device, Path(cfg.OUTPUT_DIR)
-        self.epoch, self.data = 0, {"images": images, "classes": classes}
+        self.step, self.data = 0, {"images": images, "classes": classes}
         self.images = solver.IMS_PER_WORKER * solver.WORKERS
         self.steps = images // self.images
         if not self.steps:
@@ -225,6 +235,7 @@ class ClassifierRun:
         )
         # Since the last line of the log: loss and accuracy, summed, and steps.
         self.sums, self.counted = torch.zeros(2, device=device), 0
+        self.timed = 0  # of these steps, those of this process
         self.correct = 0.0  # accuracy, summed over the steps of the epoch
 
     def __str__(self) -> str:
@@ -236,8 +247,12 @@ class ClassifierRun:
             f"{solver.WORKERS} workers of {solver.IMS_PER_WORKER} images"
             + (f" in {ranks} processes" if ranks > 1 else "")
             + f", learning rate {peak:.4g}; {solver.EPOCHS} epochs of {self.steps} steps"
-            + (f"; goes on after epoch {self.epoch}" if self.epoch else "")
+            + (f"; goes on after step {self.step}" if self.step else "")
         )
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.steps
 
     def scores(self, model: nn.Module, images: Tensor) -> Tensor:
         """What the model, or its wrapping, gives for images: float32 (n, classes)."""
@@ -248,7 +263,7 @@ class ClassifierRun:
 
     def start_timer(self) -> None:
         """Unless it runs already: the time of evaluations is not counted in."""
-        if not self.counted:
+        if not self.timed:
             self.began = time.perf_counter()
 
     def pop_means(self) -> tuple[float, float]:
@@ -256,10 +271,10 @@ class ClassifierRun:
         means = self.sums / (self.counted * len(self.workers))
         distributed.average_([means])
         loss, accuracy = means.tolist()
-        seconds = (time.perf_counter() - self.began) / self.counted
+        seconds = (time.perf_counter() - self.began) / self.timed
         self.correct += accuracy * self.counted
         self.sums.zero_()
-        self.counted = 0
+        self.counted = self.timed = 0
         return loss, seconds
 
     def pop_train_accuracy(self) -> float:
@@ -269,8 +284,13 @@ class ClassifierRun:
 
     def save(self) -> None:
         """Replace the run's checkpoint by one of now."""
+        distributed.average_([self.sums])  # which every process goes on from
         state = {
             "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "counted": self.counted,
+            "correct": self.correct,
             "config": self.cfg.dump(),
             "data": self.data,
             "model": self.model.state_dict(),
@@ -295,7 +315,10 @@ class ClassifierRun:
         with user_errors(RuntimeError, prefix=f"{path}: "):
             self.model.load_state_dict(data["model"])
         self.optimizer.load_state_dict(data["optimizer"])
-        self.epoch = data["epoch"]
+        # Checkpoints of before were written at the end of an epoch only.
+        self.step = data.get("step", data["epoch"] * self.steps)
+        self.sums.copy_(data.get("sums", self.sums))
+        self.counted, self.correct = data.get("counted", 0), data.get("correct", 0.0)
 
 
 def write_log(run: ClassifierRun, log: Log, step: int, lr: float) -> None:
@@ -314,16 +337,6 @@ def write_log(run: ClassifierRun, log: Log, step: int, lr: float) -> None:
         )
     log.write(step, {"loss": loss, "lr": lr, "seconds": seconds})
     say(f"step {step}: loss {loss:.4f}, lr {lr:.4g}, {seconds:.4f} s")
-
-
-def check_run(cfg: CfgNode, resume: bool) -> Path | None:
-    """The checkpoint to go on from, None for a new run.
-
-    Raises:
-        UserError: the run would overwrite another one, or has no place to write to.
-    """
-    folder = Path(cfg.OUTPUT_DIR)
-    return folder / CHECKPOINT if prepare(folder, [CHECKPOINT], resume) else None
 
 
 def summary(results: dict[str, float]) -> str:

@@ -13,7 +13,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
-from evonorm_runs.files import PARTIAL, atomic_write, read_checkpoint
+from evonorm_runs.files import atomic_write, read_checkpoint
 from evonorm_runs.random_state import get_random_state, set_random_state
 
 
@@ -28,8 +28,6 @@ class Checkpointer(DetectionCheckpointer):
     def save(self, name: str, **extra: Any) -> None:
         if not (self.save_dir and self.save_to_disk):
             return
-        for leftover in Path(self.save_dir).glob("*" + PARTIAL):
-            leftover.unlink()
         objects = {"model": self.model, **self.checkpointables}
         state = {key: value.state_dict() for key, value in objects.items()}
         path = Path(self.save_dir, f"{name}.pth")
@@ -37,6 +35,19 @@ class Checkpointer(DetectionCheckpointer):
         with atomic_write(path) as file:
             torch.save({**state, **extra}, file)
         self.tag_last_checkpoint(path.name)
+
+    def done(self) -> int:
+        """How many iterations the last checkpoint has done; 0 if there is none, or it is damaged.
+
+        It is not read whole, which takes a second or two for each gigabyte.
+        """
+        if not self.has_checkpoint():
+            return 0
+        try:
+            file = self.get_checkpoint_file()
+            return torch.load(file, "cpu", mmap=True, weights_only=True)["iteration"] + 1
+        except Exception:  # of a damaged file; loading it names what is wrong
+            return 0
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(Path(self.save_dir, "last_checkpoint")) as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import weakref
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import (
@@ -26,15 +25,20 @@ from detectron2.evaluation import (
 )
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from evonorm.statistics import update_running_statistics
-from evonorm_runs.errors import UserError, one_line, user_errors
+from evonorm_runs import distributed, stop
+from evonorm_runs.checkpoint import check_same_run
+from evonorm_runs.config import merge_saved
+from evonorm_runs.errors import UserError, disk_errors, one_line, user_errors
+from evonorm_runs.folder import CONFIG, METRICS, dump_line, keep_lines, read_metrics
 
 from . import solver
 from .checkpoint import Checkpointer, RandomState, kept_random_state
+from .config import add_evonorm_config
 from .loader import TrainLoader, build_test_loader, check_data
 
 # The evaluators of Detectron2 for each of its types of data sets.
@@ -42,6 +46,20 @@ EVALUATORS = {
     "coco": [COCOEvaluator],
     "sem_seg": [SemSegEvaluator],
     "coco_panoptic_seg": [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator],
+}
+MAIN_FIGURES = ("AP", "mIoU", "PQ")  # of those evaluators: ends of keys
+# What may differ between a run and its going on: the others would make it another one, are kept
+# in the checkpoint, as the learning rate is, or would make its evaluations not comparable.
+MAY_DIFFER = {
+    "MODEL.DEVICE",
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "DATALOADER.NUM_WORKERS",
+    "TEST.EVAL_PERIOD",
+    "TEST.EXPECTED_RESULTS",
+    "CUDNN_BENCHMARK",
+    "VIS_PERIOD",
 }
 
 
@@ -65,7 +83,12 @@ class Trainer(DefaultTrainer):
         savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
         first_saver = next(i for i, hook in enumerate(result) if isinstance(hook, savers))
         result.insert(first_saver, RunningStatistics(self.cfg))
-        return result
+        writers = [x for hook in result for x in getattr(hook, "_writers", [])]
+        result = [
+            Evaluation(hook, writers) if isinstance(hook, hooks.EvalHook) else hook
+            for hook in result
+        ]
+        return [*result, StopOnSigterm()]
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -106,6 +129,63 @@ class Trainer(DefaultTrainer):
             return super().test(cfg, model, evaluators)
 
 
+class Evaluation(hooks.EvalHook):
+    """Detectron2's hook, with a log that holds each evaluation once, with the iteration it follows.
+
+    Detectron2 logs the last one an iteration late, and writes the others down up to 19 iterations
+    later. One that a run was killed before is made up for when the run goes on.
+    """
+
+    def __init__(self, hook: hooks.EvalHook, writers: list[EventWriter]) -> None:
+        super().__init__(hook._period, hook._func)
+        self.writers = [x for x in writers if not isinstance(x, CommonMetricPrinter)]
+
+    def before_train(self) -> None:
+        done, storage = self.trainer.start_iter, self.trainer.storage
+        missed = self._due(done) and comm.is_main_process() and not self._logged(done - 1)
+        if done >= self.trainer.max_iter or distributed.any_rank(missed):
+            storage.iter = done - 1
+            self._evaluate()
+            storage.iter = done
+
+    def after_step(self) -> None:
+        if self._due(self.trainer.iter + 1):
+            self._evaluate()
+
+    def after_train(self) -> None:
+        del self._func  # as Detectron2's, it refers to the trainer
+
+    def _due(self, done: int) -> bool:
+        periodic = self._period > 0 and done > 0 and done % self._period == 0
+        return periodic or done == self.trainer.max_iter
+
+    def _logged(self, iteration: int) -> bool:
+        folder = Path(self.trainer.cfg.OUTPUT_DIR)
+        lines = read_metrics(folder)[0] if (folder / METRICS).exists() else []
+        mine = (line for line in lines if line.get("iteration") == iteration)
+        return any(key.rpartition("/")[2] in MAIN_FIGURES for line in mine for key in line)
+
+    def _evaluate(self) -> None:
+        self._do_eval()
+        for writer in self.writers:
+            writer.write()
+
+
+class StopOnSigterm(HookBase):
+    """After a step in which SIGTERM came, writes a checkpoint and raises Stopped."""
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if trainer.iter + 1 == trainer.max_iter or not stop.asked():
+            return
+        average_over_processes(_batch_dependent(trainer.checkpointer.model))
+        if comm.is_main_process():
+            trainer.checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+        raise stop.Stopped(
+            f"stopped by SIGTERM after iteration {trainer.iter}; continue with --resume"
+        )
+
+
 class RunningStatistics(HookBase):
     """Readies the running statistics of batch-dependent norm-acts for checkpoint and evaluation.
 
@@ -121,7 +201,7 @@ class RunningStatistics(HookBase):
 
     def after_step(self) -> None:
         model = self.trainer.checkpointer.model  # not wrapped for distributed training
-        layers = [m for m in model.modules() if getattr(m, "batch_dependent", False) and m.training]
+        layers = _batch_dependent(model)
         if layers and self._due(self.eval_period) and self.precise.ENABLED:
             batches = islice(self.trainer.data_loader.batches(0), self.precise.NUM_ITER)
             recompute_statistics(model, batches)
@@ -131,6 +211,10 @@ class RunningStatistics(HookBase):
     def _due(self, period: int) -> bool:
         done = self.trainer.iter + 1
         return done == self.trainer.max_iter or (period > 0 and done % period == 0)
+
+
+def _batch_dependent(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if getattr(m, "batch_dependent", False) and m.training]
 
 
 def recompute_statistics(model: nn.Module, batches: Iterable[list[dict]]) -> None:
@@ -191,17 +275,18 @@ def check_run(
                 f"DATASETS.TEST: {name} is data of type {kind}; supported are "
                 f"{', '.join(EVALUATORS)}"
             )
-    held = sorted(path.name for path in Path(cfg.OUTPUT_DIR).glob("*.pth"))
-    if held and not (resume or eval_only):
-        raise UserError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds the checkpoints of a run ({held[-1]}): "
-            "continue it with --resume, or name another OUTPUT_DIR"
-        )
+    held = any(Path(cfg.OUTPUT_DIR).glob("*.pth"))
     if eval_only and not cfg.MODEL.WEIGHTS and not (resume and held):
         raise UserError(
             "--eval-only: nothing to evaluate; name a checkpoint with MODEL.WEIGHTS, "
             "or take the last one in OUTPUT_DIR with --resume"
         )
+    config = Path(cfg.OUTPUT_DIR, CONFIG)
+    if resume and held and not eval_only and config.exists():
+        with user_errors(OSError, ValueError):
+            texts = config.read_text(), cfg.dump()  # both as yaml, which has no tuples
+        old, new = (merge_saved(add_evonorm_config(get_cfg()), x, str(config)) for x in texts)
+        check_same_run(old, new, config, MAY_DIFFER)
 
 
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
@@ -215,13 +300,22 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         several, and empty in all processes but the first.
 
     Raises:
-        UserError: a config, data set, image or checkpoint that is wrong or missing; divergence.
+        UserError: a config, data set, image or checkpoint that is wrong or missing; divergence; a
+            disk that is full.
+        Stopped: by SIGTERM, after an iteration whose checkpoint is written.
     """
     logging.getLogger("detectron2.engine.train_loop").addFilter(_without_user_errors)
-    with _setting_up():
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume)
-    trainer.train()
+    folder = Path(cfg.OUTPUT_DIR)
+    with stop.on_sigterm(), disk_errors(folder):
+        done = Checkpointer(nn.Module(), str(folder)).done() if resume else 0
+        # The lines of a run that was killed after its last checkpoint come again.
+        keep_lines(folder, lambda line: line.get("iteration", done) < done)
+        with _setting_up():
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume)
+        if done >= trainer.max_iter and not (folder / "model_final.pth").exists():
+            trainer.checkpointer.save("model_final", iteration=done - 1)  # killed before it was
+        trainer.train()
     return trainer._last_eval_results
 
 
@@ -239,9 +333,10 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
-        line = {"iteration": rest.get("iteration", -1) + 1, **flatten_results_dict(results)}
-        with open(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), "a") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
+        line = {"iteration": rest.get("iteration", 0), **flatten_results_dict(results)}
+        path = Path(cfg.OUTPUT_DIR, METRICS)
+        with disk_errors(path), open(path, "ab") as file:
+            file.write(dump_line(line))
         verify_results(cfg, results)
     return results
 
@@ -252,7 +347,7 @@ def summary(results: dict[str, Any]) -> str:
     return ", ".join(
         f"{' '.join(names.get(part, part) for part in key.split('/'))} {value:.1f}"
         for key, value in flatten_results_dict(results).items()
-        if key.rpartition("/")[2] in ("AP", "mIoU", "PQ")
+        if key.rpartition("/")[2] in MAIN_FIGURES
     )
 
 

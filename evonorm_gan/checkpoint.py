@@ -18,7 +18,7 @@ from fvcore.common.config import CfgNode
 from evonorm_runs.checkpoint import write_checkpoint
 from evonorm_runs.config import merge_saved
 from evonorm_runs.errors import UserError, user_errors
-from evonorm_runs.files import PARTIAL, atomic_write, read_checkpoint
+from evonorm_runs.files import atomic_write, read_checkpoint
 
 from .config import finish_config, get_cfg
 from .models import Generator, build_generator
@@ -44,8 +44,6 @@ def save_checkpoint(folder: Path, data: dict[str, Any], keep: int) -> Path:
     Raises:
         UserError: a value in it is not finite; nothing is written or deleted.
     """
-    for leftover in folder.glob("*" + PARTIAL):
-        leftover.unlink()
     path = folder / f"model_{data['step']:07d}.pth"
     write_checkpoint(path, data)
     with atomic_write(folder / TAG) as file:

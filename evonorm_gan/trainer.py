@@ -17,10 +17,10 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from evonorm_runs import distributed
+from evonorm_runs import distributed, stop
 from evonorm_runs.checkpoint import check_same_run, write_checkpoint
 from evonorm_runs.errors import UserError
-from evonorm_runs.folder import prepare, write_config
+from evonorm_runs.folder import owns_folder, write_start
 from evonorm_runs.log import Log, progress, say
 from evonorm_runs.random_state import get_random_state, mix, seed_all, set_random_state
 
@@ -39,6 +39,8 @@ GRID_CLASSES, GRID_COLUMNS = 10, 10
 
 
 @distributed.process_flags()
+@owns_folder("*.pth")
+@stop.on_sigterm()
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """Train, and evaluate the moving average; everything is written to OUTPUT_DIR.
 
@@ -53,18 +55,19 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 
     Raises:
         UserError: a config, data set, image or checkpoint that is wrong or missing; divergence.
+        Stopped: by SIGTERM, after a step whose checkpoint is written.
     """
     device = distributed.init(cfg.DEVICE)
-    last = check_run(cfg, resume)
+    last = check_run(cfg)
     dataset = open_dataset(cfg)
     run = GanRun(cfg, device, list(dataset.classes), len(dataset))
     if last:
         run.load(last)
-    write_config(cfg)
     say(describe(dataset))
     say(str(run))
     log = Log(run.folder, run.step)
     evaluation = Evaluation(cfg, dataset, device, log)
+    write_start(cfg, run.step)
     if last and evaluation.due(run.step):  # killed before its end
         evaluation(run)
 
@@ -90,6 +93,9 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
             evaluation(run)
             if cfg.TEST.STOP_ON_COLLAPSE and evaluation.collapsed():
                 break
+        if step < cfg.SOLVER.MAX_ITER and stop.asked():
+            run.save()
+            raise stop.Stopped(f"stopped by SIGTERM after step {step}; continue with --resume")
     log.close()
     return evaluation.last()
 
@@ -391,11 +397,11 @@ def average_statistics(network: nn.Module) -> None:
     )
 
 
-def check_run(cfg: CfgNode, resume: bool) -> Path | None:
-    """The checkpoint to go on from, None for a new run.
+def check_run(cfg: CfgNode) -> Path | None:
+    """The checkpoint in OUTPUT_DIR to go on from, None for a new run.
 
     Raises:
-        UserError: what would go wrong, or overwrite something, later on.
+        UserError: what would go wrong later on.
     """
     folder, solver, ranks = Path(cfg.OUTPUT_DIR), cfg.SOLVER, distributed.world_size()
     if solver.BATCH_SIZE % (ranks * solver.ACCUMULATE):
@@ -404,7 +410,7 @@ def check_run(cfg: CfgNode, resume: bool) -> Path | None:
             f"SOLVER.ACCUMULATE {solver.ACCUMULATE}"
         )
     changes(solver.DIFF_AUGMENT)  # raises for an unknown one
-    return checkpoint.find_checkpoint(folder) if prepare(folder, ["*.pth"], resume) else None
+    return checkpoint.find_checkpoint(folder) if any(folder.glob("*.pth")) else None
 
 
 def due(cfg: CfgNode, step: int, period: int) -> bool:

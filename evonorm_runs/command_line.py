@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 
 from . import distributed
 from .errors import one_line, user_error_line
+from .stop import Stopped
 
 Results = dict[str, float]
 
@@ -22,8 +23,9 @@ def run_tool(
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Decorator of a tool's `main`, which returns its exit status.
 
-    A UserError becomes a line and the status 2, Ctrl-C a line and the status 130. Any other error
-    is a fault of the program and keeps its traceback.
+    A UserError becomes a line and the status 2, Ctrl-C a line and the status 130, a training
+    stopped by SIGTERM a line and the status 143. Any other error is a fault of the program and
+    keeps its traceback.
 
     Args:
         name: of the tool, which begins the line.
@@ -36,6 +38,10 @@ def run_tool(
         def run(*args: Any, **kwargs: Any) -> int:
             try:
                 return main(*args, **kwargs)
+            except Stopped as error:
+                if distributed.is_main():
+                    print(f"{name}: {error}", file=sys.stderr)
+                return 143
             except Exception as error:
                 line = one_line(error) if isinstance(error, kinds) else user_error_line(error)
                 if line is None:

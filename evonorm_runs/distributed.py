@@ -71,6 +71,15 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether it is set in one of the processes."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=_device())
+    dist.all_reduce(flags)
+    return flags.item() > 0
+
+
 def barrier() -> None:
     """Wait for the other processes."""
     if world_size() > 1:

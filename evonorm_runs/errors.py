@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Iterator
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
 
 
 class UserError(ValueError):
@@ -29,6 +33,23 @@ def user_errors(*kinds: type[BaseException], prefix: str = "") -> Iterator[None]
         raise UserError(prefix + one_line(error)) from error
 
 
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike, kept: str = "") -> Iterator[None]:
+    """Raise as a UserError that the disk is full, read-only or broken; `kept`: what is not lost."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # PyTorch's writer hides the disk's error behind one of its own.
+        causes = [error, error.__context__]
+        found = [e for e in causes if isinstance(e, OSError) and e.errno in _DISK]
+        if not found:
+            raise
+        where = found[0].filename or os.fspath(path)
+        raise UserError(f"{where} can't be written: {found[0].strerror}{kept}") from error
+
+
 def user_error_line(error: BaseException) -> str | None:
     """The line to show for an exception, None if it is not a UserError but a fault of the program.
 
@@ -36,7 +57,7 @@ def user_error_line(error: BaseException) -> str | None:
     last line of a traceback.
     """
     last = str(error).strip().rpartition("\n")[2]
-    found = re.match(r"(?:[\w.]+\.)?UserError: (.*)", last)
+    found = re.match(r"(?:[\w.]+\.)?(?:UserError|Stopped): (.*)", last)
     if found:
         return found[1]
     return last if isinstance(error, UserError) else None

@@ -5,27 +5,37 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Callable
 
 import torch
 
-from .errors import UserError
+from .errors import UserError, disk_errors, user_errors
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that replaces `path` once it is whole and on the disk."""
+    """A binary file that replaces `path` once it is whole and on the disk.
+
+    Raises:
+        UserError: the disk is full or can't be written to; `path` is as it was.
+    """
     # Two processes may write the same file at once: the last one stays.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with disk_errors(path), open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # else the renaming itself may not survive a power cut
@@ -51,6 +61,7 @@ def read_checkpoint(
         UserError: damaged, not a checkpoint, or holding more than tensors and plain containers.
     """
     with open(path, "rb") as file:
+        _check_sums(file, path)
         try:
             data = load(file)
         except Exception as error:  # a damaged file may raise anything
@@ -64,3 +75,13 @@ def read_checkpoint(
     if not isinstance(data, dict):
         raise UserError(f"{path}: not a checkpoint, which would be a dictionary")
     return data
+
+
+def _check_sums(file: IO[bytes], path: str | os.PathLike) -> None:
+    """Compare the parts of what torch.save wrote, a zip, with its checksums: PyTorch does not."""
+    with user_errors(Exception, prefix=f"{path}: damaged: "):  # a damaged zip may raise anything
+        if zipfile.is_zipfile(file):
+            broken = zipfile.ZipFile(file).testzip()
+            if broken:
+                raise UserError(f"{path}: damaged: its part {broken} does not fit its checksum")
+    file.seek(0)

@@ -1,22 +1,30 @@
-"""A run's folder: what it holds, and the one reader of its metrics."""
+"""A run's folder: what it holds, who may write to it, and the one reader of its metrics."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import json
-from collections.abc import Iterable
+import logging
+import os
+import platform
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Callable
 
+import yaml
 from fvcore.common.config import CfgNode
 
-from . import distributed
-from .errors import UserError, user_errors
-from .files import atomic_write
+from . import distributed, machine
+from .errors import UserError, disk_errors, user_errors
+from .files import PARTIAL, atomic_write
 
-METRICS, CONFIG = "metrics.json", "config.yaml"
+METRICS, CONFIG, STARTS, LOCK = "metrics.json", "config.yaml", "starts.json", "run.lock"
+Line = dict[str, Any]
 
 
-def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], int]:
+def read_metrics(folder: Path) -> tuple[list[Line], int]:
     """The lines of a run's metrics.json, and how many were left out as damaged.
 
     A process that is killed while it writes leaves half a line.
@@ -24,7 +32,7 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], int]:
     Raises:
         OSError: the file can't be read.
     """
-    lines: list[dict[str, Any]] = []
+    lines: list[Line] = []
     damaged = 0
     for text in (folder / METRICS).read_bytes().splitlines():
         if not text.strip():
@@ -40,33 +48,134 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, damaged
 
 
-def prepare(folder: Path, checkpoints: Iterable[str], resume: bool) -> bool:
-    """Make a run's folder; returns whether one of the checkpoints is in it, to go on from.
+def keep_lines(folder: Path, keep: Callable[[Line], bool]) -> tuple[list[Line], int]:
+    """The lines of metrics.json that `keep` accepts, and how many others there were.
+
+    The main process removes the others from the file, and what is damaged.
+    """
+    found, damaged = read_metrics(folder) if (folder / METRICS).exists() else ([], 0)
+    kept = [line for line in found if keep(line)]
+    dropped = len(found) - len(kept) + damaged
+    if dropped and distributed.is_main():
+        with atomic_write(folder / METRICS) as file:
+            file.writelines(dump_line(line) for line in kept)
+    return kept, dropped
+
+
+def dump_line(line: Line) -> bytes:
+    """As a line of metrics.json."""
+    return json.dumps(line).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def claimed(output_dir: str, checkpoints: Sequence[str], resume: bool) -> Iterator[None]:
+    """Make a run's folder and keep other runs out of it; only the main process does.
 
     Args:
         checkpoints: patterns of their names.
 
     Raises:
-        UserError: it holds a run and `resume` is not set, or there can't be such a folder.
+        UserError: it holds a run and `resume` is not set, another process has it, or there can't
+            be such a folder.
     """
-    held = sorted(path.name for pattern in checkpoints for path in folder.glob(pattern))
-    kept = [*held, *(name for name in (METRICS, CONFIG) if (folder / name).exists())]
-    if kept and not resume:
-        raise UserError(
-            f"OUTPUT_DIR {folder} holds a run ({kept[0]}): "
-            "continue it with --resume, or name another OUTPUT_DIR"
-        )
+    if not output_dir.strip():
+        raise UserError("OUTPUT_DIR is empty: name the run's folder")
+    if not distributed.is_main():
+        yield
+        return
+    folder = Path(output_dir)
     with user_errors(OSError, prefix="OUTPUT_DIR: "):
         folder.mkdir(parents=True, exist_ok=True)
-    return bool(held)
+        lock = _lock(folder)
+    try:
+        if not resume:
+            _refuse_to_overwrite(folder, output_dir, checkpoints)
+        for leftover in folder.glob("*" + PARTIAL):
+            leftover.unlink()
+        yield
+    finally:
+        # Removed while it is still held, so that nobody locks a file that is gone.
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
+        lock.close()
 
 
-def write_config(cfg: CfgNode) -> None:
-    """Write config.yaml in OUTPUT_DIR, in the main process.
+def owns_folder(*checkpoints: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator of `train(cfg, resume)`, around which OUTPUT_DIR is :func:`claimed`."""
+
+    def decorate(train: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(train)
+        def run(cfg: CfgNode, resume: bool = False) -> Any:
+            with claimed(cfg.OUTPUT_DIR, checkpoints, resume):
+                return train(cfg, resume)
+
+        return run
+
+    return decorate
+
+
+def _lock(folder: Path) -> IO[str]:
+    """The open lock file; the lock goes with this process, however it ends."""
+    while True:
+        file = open(folder / LOCK, "a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"OUTPUT_DIR {folder}: {owner} is at work in it; wait for its end, or name "
+                "another OUTPUT_DIR"
+            ) from error
+        except OSError as error:  # some network file systems have no locks
+            logging.getLogger(__name__).warning("%s can't be locked: %s", folder, error)
+        try:
+            same = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
+        except FileNotFoundError:
+            same = False
+        if same:
+            break
+        file.close()  # its owner removed it in the meantime
+    file.truncate(0)
+    print(f"process {os.getpid()} on {platform.node()}", file=file, flush=True)
+    return file
+
+
+def _refuse_to_overwrite(folder: Path, output_dir: str, checkpoints: Sequence[str]) -> None:
+    kept = sorted(path.name for pattern in checkpoints for path in folder.glob(pattern))
+    metrics = folder / METRICS  # empty where a start failed early
+    kept += [METRICS] if metrics.exists() and metrics.stat().st_size else []
+    kept += [CONFIG] if _is_foreign(folder / CONFIG, output_dir) else []
+    if kept:
+        raise UserError(
+            f"OUTPUT_DIR {output_dir} holds a run ({kept[0]}): "
+            "continue it with --resume, or name another OUTPUT_DIR"
+        )
+
+
+def _is_foreign(config: Path, output_dir: str) -> bool:
+    """Whether a config is there that no start of this very run wrote, one that failed early."""
+    if not config.exists():
+        return False
+    try:
+        found = yaml.safe_load(config.read_bytes())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return True
+    return not isinstance(found, dict) or found.get("OUTPUT_DIR") != output_dir
+
+
+def write_start(cfg: CfgNode, step: int) -> None:
+    """Write config.yaml, and add to starts.json from which step on what does the run, where.
 
     Raises:
-        UserError: it can't be written.
+        UserError: they can't be written.
     """
-    if distributed.is_main():
-        with user_errors(OSError), atomic_write(Path(cfg.OUTPUT_DIR, CONFIG)) as file:
-            file.write(cfg.dump().encode())
+    about = {"step": step, **machine.about()}
+    if not distributed.is_main():
+        return
+    folder = Path(cfg.OUTPUT_DIR)
+    with user_errors(OSError), atomic_write(folder / CONFIG) as file:
+        file.write(cfg.dump().encode())
+    with disk_errors(folder / STARTS), open(folder / STARTS, "ab") as file:
+        file.write(dump_line(about))

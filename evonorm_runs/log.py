@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from . import distributed
-from .files import atomic_write
-from .folder import METRICS, read_metrics
+from .errors import disk_errors
+from .folder import METRICS, dump_line, keep_lines
 
 
 def say(line: str) -> None:
@@ -40,15 +39,11 @@ class Log:
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / METRICS
-        found, damaged = read_metrics(folder) if self.path.exists() else ([], 0)
-        self.lines = [line for line in found if line.get("step", step + 1) <= step]
+        self.lines, dropped = keep_lines(folder, lambda line: line.get("step", step + 1) <= step)
         if not distributed.is_main():
             return
-        dropped = len(found) - len(self.lines) + damaged
         if dropped:
             say(f"{self.path}: removed {dropped} lines of steps after {step}, which come again")
-            with atomic_write(self.path) as file:
-                file.writelines(_dump(line) for line in self.lines)
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
@@ -57,9 +52,11 @@ class Log:
         """Add a line, and its values to TensorBoard."""
         line = {"step": step, **values}
         self.lines.append(line)
-        if distributed.is_main():
+        if not distributed.is_main():
+            return
+        with disk_errors(self.path):
             with open(self.path, "ab") as file:
-                file.write(_dump(line))
+                file.write(dump_line(line))
             for key, value in values.items():
                 self.board.add_scalar(key, value, step)
             self.board.flush()
@@ -71,7 +68,3 @@ class Log:
     def close(self) -> None:
         if distributed.is_main():
             self.board.close()
-
-
-def _dump(line: dict[str, Any]) -> bytes:
-    return json.dumps(line).encode() + b"\n"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import warnings
@@ -26,6 +24,7 @@ with warnings.catch_warnings():
     from evonorm_gan.data import open_dataset
     from evonorm_gan.evaluation.metrics import Evaluator, metric_key
     from evonorm_gan.models import build_generator
+    from evonorm_runs import machine
     from evonorm_runs.command_line import run_tool
     from evonorm_runs.distributed import process_flags
     from evonorm_runs.errors import UserError
@@ -140,8 +139,8 @@ def write_result(results: dict[str, dict[str, dict[str, float]]]) -> None:
     """What was measured, with what and where."""
     result = {
         "command": "make demo",
-        "machine": f"{os.cpu_count()} x {platform.machine()} {platform.system()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": machine.machine(),
+        "versions": machine.versions(()),
         **results,
     }
     (OUTPUT / "result.json").write_text(json.dumps(result, indent=2, sort_keys=True) + "\n")

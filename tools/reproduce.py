@@ -8,13 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import shlex
 import sys
 import warnings
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -23,12 +20,13 @@ from evonorm import check_norm_act
 from evonorm_repro.experiment import reproduce
 from evonorm_repro.present import as_table, as_text
 from evonorm_repro.tables import SCALES, TABLES
+from evonorm_runs import machine
 from evonorm_runs.command_line import run_tool
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
 from evonorm_runs.grid import run_jobs
 
-LIBRARIES = ("torch", "torchvision", "numpy")
+LIBRARIES = ("torchvision", "numpy")  # beside torch
 
 
 def parse() -> argparse.Namespace:
@@ -128,11 +126,10 @@ def run(args: argparse.Namespace) -> tuple[str, bool]:
     norms = list(dict.fromkeys(args.norms or experiment.norms))
     results = reproduce(experiment, norms, args.seeds, args.out, grid, args.opts)
     table = as_table(experiment, results)
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     about = {
         "command": shlex.join(["tools/reproduce.py", *sys.argv[1:]]),
-        "machine": f"{os.cpu_count()} x {platform.machine()} {platform.system()}{gpu}",
-        "versions": {"python": platform.python_version(), **{x: version(x) for x in LIBRARIES}},
+        "machine": machine.machine(),
+        "versions": machine.versions(LIBRARIES),
         "title": experiment.title,
     }
     for name, content in (("results.json", about | results), ("table.json", table)):

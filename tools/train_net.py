@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 with warnings.catch_warnings():
     # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
@@ -20,18 +24,43 @@ with warnings.catch_warnings():
     from evonorm_runs.command_line import run_tool
     from evonorm_runs.distributed import process_flags
     from evonorm_runs.errors import user_errors
+    from evonorm_runs.files import atomic_write
+    from evonorm_runs.folder import CONFIG, claimed
+    from evonorm_runs.stop import on_sigterm
 
 
 @process_flags(cudnn_benchmark=False)
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What each process does."""
     register_digits()
+    logging.raiseExceptions = False  # a full disk is told by what can't do without it
+    if args.eval_only:
+        with kept_config(cfg):
+            set_up(cfg, args)
+        results = evaluate(cfg, args.resume)
+    else:
+        with claimed(cfg.OUTPUT_DIR, ["*.pth"], args.resume):
+            set_up(cfg, args)
+            results = train(cfg, args.resume)
+    if comm.is_main_process() and results:
+        print(f"{summary(results)} ({cfg.OUTPUT_DIR}/metrics.json)")
+
+
+def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     with user_errors(OSError):
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="evonorm_d2")
-    results = (evaluate if args.eval_only else train)(cfg, args.resume)
-    if comm.is_main_process() and results:
-        print(f"{summary(results)} ({cfg.OUTPUT_DIR}/metrics.json)")
+
+
+@contextlib.contextmanager
+def kept_config(cfg: CfgNode) -> Iterator[None]:
+    """Detectron2 writes config.yaml anew: that of a run that is only evaluated is put back."""
+    path = Path(cfg.OUTPUT_DIR, CONFIG)
+    before = path.read_bytes() if path.exists() else None
+    yield
+    if before is not None and comm.is_main_process():
+        with atomic_write(path) as file:
+            file.write(before)
 
 
 @run_tool("train_net.py", stopped="stopped; continue with --resume")
@@ -40,14 +69,15 @@ def main() -> int:
     cfg = load_config(args.config_file, args.opts)
     register_digits()
     check_run(cfg, args.resume, args.eval_only, args.num_gpus, args.num_machines)
-    launch(
-        work,
-        args.num_gpus,
-        args.num_machines,
-        args.machine_rank,
-        args.dist_url,
-        args=(cfg, args),
-    )
+    with on_sigterm():  # the processes that do the work end by themselves
+        launch(
+            work,
+            args.num_gpus,
+            args.num_machines,
+            args.machine_rank,
+            args.dist_url,
+            args=(cfg, args),
+        )
     return 0
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from evonorm_d2.checkpoint import Checkpointer, RandomState, kept_random_state, read_weights
 from evonorm_runs.errors import UserError
+from evonorm_runs.folder import claimed
 
 
 class Bomb:
@@ -74,8 +75,9 @@ class TestAtomic:
         assert not any(name.endswith(".partial") for name in fresh.get_all_checkpoint_files())
         fresh.resume_or_load("", resume=True)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        with claimed(str(tmp_path), ["*.pth"], resume=True):  # as a training begins
+            assert not list(tmp_path.glob("*.partial"))
         fresh.save("model_3")
-        assert not list(tmp_path.glob("*.partial"))
         assert (tmp_path / "last_checkpoint").read_text() == "model_3.pth"
 
     def test_killed_while_writing_over_a_checkpoint(self, model, tmp_path):

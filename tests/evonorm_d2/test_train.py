@@ -161,7 +161,7 @@ class TestRunningStatistics:
         )
         kinds = [type(hook).__name__ for hook in trainer._hooks]
         assert kinds.index("RunningStatistics") < kinds.index("PeriodicCheckpointer")
-        assert kinds.index("RunningStatistics") < kinds.index("EvalHook")
+        assert kinds.index("RunningStatistics") < kinds.index("Evaluation")
         hook = trainer._hooks[kinds.index("RunningStatistics")]
         for trainer.iter in range(5):
             hook.after_step()
@@ -291,14 +291,29 @@ def _raise(rank, error):
 
 
 class TestBeforehand:
-    def test_other_checkpoints_in_the_folder(self, config, tmp_path):
+    @pytest.mark.parametrize(
+        "overrides, line",
+        [
+            (("MODEL.RESNETS.NORM", "EvoNormS0"), "MODEL.RESNETS.NORM 'EvoNormS0' (was 'EvoNormB0"),
+            (("MODEL.EVONORM.EPS", 0.1), "MODEL.EVONORM.EPS 0.1 (was None"),
+            (("SEED", 7), "SEED 7 (was 0"),
+            (("SOLVER.IMS_PER_BATCH", 1), "SOLVER.IMS_PER_BATCH 1 (was 2"),
+            (("DATASETS.TRAIN", "('digits_val',)"), "DATASETS.TRAIN ('digits_val',) (was"),
+            (("SOLVER.BASE_LR", 1.0), "SOLVER.BASE_LR 1.0 (was"),
+        ],
+    )
+    def test_another_run_is_not_gone_on_with(self, config, tmp_path, overrides, line):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "model_0000001.pth").touch()
-        cfg = config()
-        with pytest.raises(UserError, match=r"model_0000001.pth.*--resume"):
-            check_run(cfg, resume=False, eval_only=False)
-        check_run(cfg, resume=True, eval_only=False)
-        check_run(cfg, resume=True, eval_only=True)
+        file = tmp_path / "run" / "config.yaml"
+        file.write_text(config().dump())
+        check_run(config(), resume=True, eval_only=False)
+        check_run(config("SOLVER.MAX_ITER", 9), resume=True, eval_only=False)
+        check_run(config(*overrides), resume=True, eval_only=True)
+        with pytest.raises(UserError) as error:
+            check_run(config(*overrides), resume=True, eval_only=False)
+        assert str(error.value).startswith(f"{file} is of a run with other settings: ")
+        assert line in str(error.value)
 
     @pytest.mark.parametrize(
         "overrides, arguments, line",

@@ -332,7 +332,8 @@ class TestFiles:
         folder = tmp_path / "run"
         names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
         assert {n for n in names if not n.startswith("events")} == {
-            *("config.yaml", "metrics.json", "last_checkpoint", "model_0000004.pth"),
+            *("config.yaml", "starts.json", "metrics.json", "last_checkpoint"),
+            "model_0000004.pth",
             *("samples/0000002.png", "samples/0000004.png"),
         }
         assert any(n.startswith("events.out.tfevents") for n in names)

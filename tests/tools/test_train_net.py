@@ -92,9 +92,11 @@ class TestTraining:
 
     def test_writes_metrics(self, resumed):
         folder, _, total, _ = resumed
-        *_, step, result = lines(folder)
-        assert step["iteration"] == total - 1 and math.isfinite(step["total_loss"])
-        assert 0 <= result["bbox/AP"] <= 100 and 0 <= result["segm/AP"] <= 100
+        last = lines(folder)[-1]
+        assert last["iteration"] == total - 1 and math.isfinite(last["total_loss"])
+        assert 0 <= last["bbox/AP"] <= 100 and 0 <= last["segm/AP"] <= 100
+        iterations = [line["iteration"] for line in lines(folder)]
+        assert iterations == sorted(set(iterations))
         assert list(folder.glob("events.out.tfevents.*"))
 
     def test_eval_only_appends_the_same_results(self, command, resumed):
@@ -104,7 +106,8 @@ class TestTraining:
         run(*command("EvoNormB0", *settings, flags=["--resume", "--eval-only"]))
         *old, new = lines(folder)
         assert repr(old) == repr(before)  # repr, as NaN equals nothing
-        assert repr(new) == repr(before[-1]) and new["iteration"] == total
+        assert new["iteration"] == total - 1
+        assert repr(new) == repr({key: before[-1][key] for key in new})
 
     def test_broken_image_met_by_a_worker(self, command, digits_root, tmp_path):
         shutil.copytree(digits_root / "digits", tmp_path / "digits")
@@ -126,7 +129,8 @@ def test_a_formula_on_the_command_line(command, tmp_path):
     (python, tool, *_), environment = command("EvoNormS0")
     run([python, tool, *config], environment)
     *_, trained, evaluated = lines(tmp_path)
-    assert repr(evaluated) == repr(trained) and evaluated["iteration"] == 2
+    assert repr(evaluated) == repr({key: trained[key] for key in evaluated})
+    assert evaluated["iteration"] == 1 and "segm/AP" in evaluated
 
 
 class Bomb:
