@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Container
 from typing import Any
 
@@ -52,13 +53,7 @@ def set_norm_act_weight_decay(
 
 
 def get_default_optimizer_params(
-    model: nn.Module,
-    base_lr: float | None = None,
-    weight_decay: float | None = None,
-    weight_decay_norm: float | None = None,
-    bias_lr_factor: float | None = 1.0,
-    weight_decay_bias: float | None = None,
-    overrides: dict[str, dict[str, float]] | None = None,
+    model: nn.Module, *args: Any, **kwargs: Any
 ) -> list[dict[str, Any]]:
     """Detectron2's function of this name, with `weight_decay_norm` for norm-acts as well.
 
@@ -66,21 +61,17 @@ def get_default_optimizer_params(
 
     Args:
         model: the model.
-        others: those of Detectron2's function.
+        args, kwargs: those of Detectron2's function, of which its versions have different ones.
 
     Returns:
         the groups of parameters that a PyTorch optimizer takes.
     """
-    overrides = dict(overrides or {})  # Detectron2 writes into it
-    groups = get_stock_params(
-        model,
-        base_lr,
-        weight_decay,
-        weight_decay_norm,
-        bias_lr_factor,
-        weight_decay_bias,
-        overrides,
-    )
+    call = inspect.signature(get_stock_params).bind(model, *args, **kwargs)
+    call.apply_defaults()
+    overrides = dict(call.arguments["overrides"] or {})
+    call.arguments["overrides"] = overrides  # Detectron2 writes into it
+    weight_decay_norm = call.arguments["weight_decay_norm"]
+    groups = get_stock_params(*call.args, **call.kwargs)
     if weight_decay_norm is None:
         return groups
     named = [name for name, override in overrides.items() if "weight_decay" in override]
