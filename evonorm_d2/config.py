@@ -36,6 +36,22 @@ COMPONENTS = {
     "SEM_SEG_HEAD.NORM": ("SEM_SEG_HEAD.NAME", {"SemSegFPNHead": "NormActSemSegFPNHead"}),
     "RETINANET.NORM": ("META_ARCHITECTURE", {"RetinaNet": "NormActRetinaNet"}),
 }
+# For each key that only some of Detectron2's architectures read: which ones.
+_READ_BY = {
+    "RPN.NORM": ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"),
+    "ROI_BOX_HEAD.NORM": ("GeneralizedRCNN", "PanopticFPN"),
+    "ROI_MASK_HEAD.NORM": ("GeneralizedRCNN", "PanopticFPN"),
+    "SEM_SEG_HEAD.NORM": ("PanopticFPN", "SemanticSegmentor"),
+    "RETINANET.NORM": ("RetinaNet", "NormActRetinaNet"),
+}
+_ARCHITECTURES = {name for names in _READ_BY.values() for name in names}
+# And the values of other keys with which nothing reads it.
+_UNREAD = {
+    "RPN.NORM": ("PROPOSAL_GENERATOR.NAME", ("PrecomputedProposals",)),
+    "ROI_BOX_HEAD.NORM": ("ROI_HEADS.NAME", ("Res5ROIHeads",)),
+    "ROI_MASK_HEAD.NORM": ("MASK_ON", (False,)),
+    "FPN.NORM": ("BACKBONE.NAME", ("build_resnet_backbone", "build_norm_act_resnet_backbone")),
+}
 # Keys that Detectron2's own components would ignore, whatever the norm is.
 _ONLY_OURS = ("RPN.NORM", "FPN.PAD_TO", "EVONORM.ZERO_INIT_LAST")
 _PAPER = {
@@ -70,7 +86,9 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
 def resolve(cfg: CfgNode) -> CfgNode:
     """Swap the names of stock components for ours wherever a NORM key names a norm-act, in place.
 
-    It works on a frozen config too. When it refuses, and in a second call, it changes nothing.
+    It works on a frozen config too. When it refuses, and in a second call, it changes nothing. A
+    norm-act at a key that nothing reads, such as MODEL.ROI_BOX_HEAD.NORM of a RetinaNet, has no
+    effect; the log says so.
 
     Returns:
         cfg itself.
@@ -82,7 +100,7 @@ def resolve(cfg: CfgNode) -> CfgNode:
     changes = {}
     for key, norm in _norm_keys(cfg.MODEL):
         check_norm(f"MODEL.{key}", norm)
-        if is_norm_act(norm):
+        if is_norm_act(norm) and not _unread(cfg, key):
             changes |= _swap(cfg, key, norm)
     if "EVONORM" in cfg.MODEL:
         with user_errors(ValueError, prefix="MODEL.EVONORM.LINEAR: "):
@@ -90,11 +108,12 @@ def resolve(cfg: CfgNode) -> CfgNode:
     for key in _ONLY_OURS if "EVONORM" in cfg.MODEL else ():
         name_key, ours = COMPONENTS[key]
         name = _get(cfg, name_key)
-        if _get(cfg, key) and name in ours:
+        if _get(cfg, key) and name in ours and not _unread(cfg, key):
             changes[name_key] = ours[name]
     if is_norm_act(cfg.MODEL.RESNETS.NORM):
         _check_res5(cfg)
         _warn_if_random_is_frozen(cfg)
+    _warn_of_unread(cfg)
     frozen = cfg.is_frozen()
     cfg.defrost()
     cfg.merge_from_list([x for key, name in changes.items() for x in (f"MODEL.{key}", name)])
@@ -109,6 +128,15 @@ def _norm_keys(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _norm_keys(value, f"{prefix}{key}.")
         elif key == "NORM":
             yield prefix + key, value
+
+
+def _unread(cfg: CfgNode, key: str) -> str:
+    """The other key that makes nothing read this one; "" if something does, or may."""
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if architecture in _ARCHITECTURES and architecture not in _READ_BY.get(key, (architecture,)):
+        return "META_ARCHITECTURE"
+    other, values = _UNREAD.get(key, ("", ()))
+    return other if other and _get(cfg, other) in values else ""
 
 
 def _swap(cfg: CfgNode, key: str, norm: str) -> dict[str, str]:
@@ -141,6 +169,16 @@ def _warn_if_random_is_frozen(cfg: CfgNode) -> None:
             "their random start. Set MODEL.BACKBONE.FREEZE_AT 0 to train from scratch",
             cfg.MODEL.BACKBONE.FREEZE_AT,
         )
+
+
+def _warn_of_unread(cfg: CfgNode) -> None:
+    for key, norm in _norm_keys(cfg.MODEL):
+        other = _unread(cfg, key) if is_norm_act(norm) else ""
+        if other:
+            logging.getLogger(__name__).warning(
+                "MODEL.%s is %s, but nothing reads it, as MODEL.%s is %s",
+                *(key, norm, other, _get(cfg, other)),
+            )
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

@@ -132,6 +132,11 @@ def test_the_plugins_keys_are_added_once_and_change_no_other(stock_cfg):
     assert add_evonorm_config(cfg).MODEL.EVONORM.EPS == 0.5
 
 
+def lines_of(caplog):
+    """What the plugin logged."""
+    return [r.getMessage() for r in caplog.records if r.name.startswith("evonorm_d2")]
+
+
 def refused(cfg):
     """The message of the refusal, which must leave the config alone."""
     before = cfg.dump()
@@ -191,12 +196,52 @@ def test_nothing_is_swapped_when_one_of_several_keys_is_refused(tiny_cfg):
     assert "MyBoxHead" in refused(tiny_cfg("EvoNormS0", "MODEL.ROI_BOX_HEAD.NAME", "MyBoxHead"))
 
 
+FAST = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+
+
+@pytest.mark.parametrize(
+    "path, key, other, read",
+    [
+        (RETINANET, "ROI_BOX_HEAD.NORM", "META_ARCHITECTURE is RetinaNet", "RETINANET.NORM"),
+        (RETINANET, "ROI_MASK_HEAD.NORM", "META_ARCHITECTURE is RetinaNet", "RETINANET.NORM"),
+        (RETINANET, "RPN.NORM", "META_ARCHITECTURE is RetinaNet", "RETINANET.NORM"),
+        (RETINANET, "SEM_SEG_HEAD.NORM", "META_ARCHITECTURE is RetinaNet", "RETINANET.NORM"),
+        (PANOPTIC, "RETINANET.NORM", "META_ARCHITECTURE is PanopticFPN", "SEM_SEG_HEAD.NORM"),
+        (FAST, "SEM_SEG_HEAD.NORM", "META_ARCHITECTURE is GeneralizedRCNN", "RPN.NORM"),
+        (FAST, "ROI_MASK_HEAD.NORM", "MASK_ON is False", "ROI_BOX_HEAD.NORM"),
+        (C4, "ROI_BOX_HEAD.NORM", "ROI_HEADS.NAME is Res5ROIHeads", "ROI_MASK_HEAD.NORM"),
+        ("Base-RCNN-DilatedC5.yaml", "FPN.NORM", "BACKBONE.NAME is build_resnet_b", "RPN.NORM"),
+        ("COCO-Detection/rpn_R_50_FPN_1x.yaml", "ROI_BOX_HEAD.NORM", "META_ARCH", "RPN.NORM"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_warned_of_and_changes_nothing(
+    path, key, other, read, stock_cfg, caplog
+):
+    cfg = stock_cfg(path, f"MODEL.{key}", "EvoNormS0")
+    before = cfg.clone()
+    with caplog.at_level(logging.WARNING, logger="evonorm_d2"):
+        assert not changed(before, resolve(cfg))
+    (line,) = lines_of(caplog)
+    assert line.startswith(f"MODEL.{key} is EvoNormS0, but nothing reads it, as MODEL.{other}")
+    caplog.clear()
+    cfg = stock_cfg(path, f"MODEL.{read}", "EvoNormS0")
+    before = cfg.clone()
+    assert changed(before, resolve(cfg)) and not lines_of(caplog)
+
+
+def test_the_key_that_is_to_blame_is_named(stock_cfg):
+    """All five keys on a C4 detector: its RoI heads are what can't take them."""
+    norms = ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+    cfg = stock_cfg(C4, *(x for key in norms for x in (f"MODEL.{key}.NORM", "EvoNormS0")))
+    assert refused(cfg).startswith("MODEL.RESNETS.NORM is EvoNormS0, but 'Res5ROIHeads'")
+
+
 @pytest.mark.parametrize("freeze_at, weights, warns", [(2, "", 1), (0, "", 0), (2, "x.pth", 0)])
 def test_a_frozen_random_stem_is_warned_of(freeze_at, weights, warns, stock_cfg, caplog):
     cfg = stock_cfg("Base-RCNN-FPN.yaml", "MODEL.RESNETS.NORM", "EvoNormS0")
     cfg.merge_from_list(["MODEL.BACKBONE.FREEZE_AT", freeze_at, "MODEL.WEIGHTS", weights])
     with caplog.at_level(logging.WARNING, logger="evonorm_d2"):
         resolve(cfg)
-    lines = [r.getMessage() for r in caplog.records if r.name.startswith("evonorm_d2")]
+    lines = lines_of(caplog)
     assert len(lines) == warns
     assert all("MODEL.BACKBONE.FREEZE_AT is 2" in line for line in lines)
