@@ -8,11 +8,13 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
+from evonorm_runs.errors import user_errors
 from evonorm_runs.files import atomic_write, read_checkpoint
 from evonorm_runs.random_state import get_random_state, set_random_state
 
@@ -56,7 +58,8 @@ class Checkpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"{path}: there is no such checkpoint")
-        return super().load(path, *args, **kwargs)
+        with user_errors(URLError, prefix=f"MODEL.WEIGHTS {path}: "):
+            return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = read_weights(filename)

@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from detectron2.config import CfgNode
@@ -29,7 +30,16 @@ from evonorm_runs.errors import UserError, one_line, user_errors
 
 # The paths among the metadata of Detectron2's data sets.
 _PATHS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")
-_DATA_ERRORS = (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError)
+_DATA_ERRORS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class TrainLoader:
@@ -47,7 +57,7 @@ class TrainLoader:
     def __init__(self, cfg: CfgNode) -> None:
         self.start = 0  # index of the first batch
         mapper = Mapper(cfg, True, **lsj_arguments(cfg))
-        with _loading(cfg.DATASETS.TRAIN):
+        with loading(cfg.DATASETS.TRAIN):
             self._arguments = build_detection_train_loader.from_config(cfg, mapper=mapper)
         # Serialized as Detectron2 does later on, since workers would copy the large list.
         self._arguments["dataset"] = DatasetFromList(self._arguments["dataset"], copy=False)
@@ -88,12 +98,28 @@ class _From(Sampler):
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's mapper. An error names the image that is missing or broken."""
+    """Detectron2's mapper. An error names the image, and the annotation, that is broken."""
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        # SyntaxError is what Pillow raises for some broken PNGs.
-        with user_errors(OSError, SyntaxError, ValueError, prefix=f"{dataset_dict['file_name']}: "):
+        try:
             return super().__call__(dataset_dict)
+        except Exception as error:  # any kind, as what it works on came from a file
+            where = [str(dataset_dict.get("file_name")), *self._broken_annotation(dataset_dict)]
+            plain = isinstance(error, (OSError, SyntaxError, ValueError))
+            kind = [] if plain else [type(error).__name__]
+            raise UserError(": ".join([*where, *kind, one_line(error)])) from error
+
+    def _broken_annotation(self, dataset_dict: dict[str, Any]) -> Iterator[str]:
+        """Which annotation can't be mapped on its own, where the image can be without any."""
+        annotations = dataset_dict.get("annotations") or []
+        for index, some in enumerate([[], *([annotation] for annotation in annotations)]):
+            try:
+                super().__call__({**dataset_dict, "annotations": some})
+            except Exception:
+                if some:
+                    box = some[0].get("bbox")
+                    yield f"annotation {index} of its {len(annotations)}, of bbox {box}"
+                return
 
 
 def build_test_loader(cfg: CfgNode, name: str) -> Iterable[list[dict]]:
@@ -103,7 +129,7 @@ def build_test_loader(cfg: CfgNode, name: str) -> Iterable[list[dict]]:
         UserError: the data set can't be loaded.
     """
     mapper = Mapper(cfg, False)
-    with _loading([name]):
+    with loading([name]):
         return build_detection_test_loader(cfg, name, mapper=mapper)
 
 
@@ -126,7 +152,7 @@ def lsj_arguments(cfg: CfgNode) -> dict[str, Any]:
     return {"augmentations": [resize, crop, *flips], "recompute_boxes": cfg.MODEL.MASK_ON}
 
 
-def check_data(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Raise UserError for a data set that Detectron2 does not know, or a path that is missing."""
     for name in names:
         known = DatasetCatalog.list()
@@ -143,23 +169,27 @@ def check_data(names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _loading(names: Sequence[str]) -> Iterator[None]:
+def loading(names: Sequence[str]) -> Iterator[None]:
     """Turn what is raised while data sets are loaded into a UserError that names the file."""
     try:
         yield
+    except UserError:
+        raise
     except _DATA_ERRORS as error:
         raise UserError(_what_is_wrong(names, error)) from error
 
 
 def _what_is_wrong(names: Sequence[str], error: Exception) -> str:
-    if isinstance(error, OSError):  # it names the file itself
+    if isinstance(error, OSError) and not isinstance(error, URLError):  # it names the file itself
         return one_line(error)
     files = list(filter(None, (MetadataCatalog.get(name).get("json_file") for name in names)))
     for path in files:
         try:
             with PathManager.open(path) as file:
                 content = json.load(file)
-        except ValueError as not_json:
+        except OSError as not_read:
+            return f"{path}: {one_line(not_read)}"
+        except (ValueError, RecursionError) as not_json:
             return f"{path}: broken JSON: {one_line(not_json)}"
         lacks = {"images", "categories"} - set(content if isinstance(content, dict) else ())
         if lacks:

@@ -39,7 +39,9 @@ from evonorm_runs.folder import CONFIG, METRICS, dump_line, keep_lines, read_met
 from . import solver
 from .checkpoint import Checkpointer, RandomState, kept_random_state
 from .config import add_evonorm_config
-from .loader import TrainLoader, build_test_loader, check_data
+from .data.check import check_data
+from .loader import TrainLoader, build_test_loader, check_names
+from .settings import check_settings
 
 # The evaluators of Detectron2 for each of its types of data sets.
 EVALUATORS = {
@@ -267,7 +269,9 @@ def check_run(
             f"--num-gpus {num_gpus}: PyTorch sees {available} to use here; several processes need "
             "a GPU each, one process runs on a CPU (MODEL.DEVICE cpu)"
         )
-    check_data([*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
+    check_settings(cfg, not eval_only, num_gpus * num_machines)
+    train_sets = () if eval_only else cfg.DATASETS.TRAIN
+    check_names([*train_sets, *cfg.DATASETS.TEST])
     for name in cfg.DATASETS.TEST:
         kind = MetadataCatalog.get(name).get("evaluator_type")
         if kind not in EVALUATORS:
@@ -287,6 +291,7 @@ def check_run(
             texts = config.read_text(), cfg.dump()  # both as yaml, which has no tuples
         old, new = (merge_saved(add_evonorm_config(get_cfg()), x, str(config)) for x in texts)
         check_same_run(old, new, config, MAY_DIFFER)
+    check_data(cfg, train_sets, cfg.DATASETS.TEST)
 
 
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:

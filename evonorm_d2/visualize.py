@@ -20,7 +20,7 @@ from torchvision.utils import make_grid
 from evonorm_runs.errors import UserError, user_errors
 
 from .checkpoint import kept_random_state
-from .loader import check_data
+from .loader import check_names
 from .run_config import load_config
 
 RESULTS = "inference/coco_instances_results.json"
@@ -50,7 +50,7 @@ def draw_sheet(run: Path, num: int = 8, score_threshold: float = 0.5) -> Tensor:
     if not cfg.DATASETS.TEST:
         raise UserError(f"{run / 'config.yaml'}: DATASETS.TEST is empty")
     name = cfg.DATASETS.TEST[0]
-    check_data([name])
+    check_names([name])
     results = run / RESULTS
     if len(cfg.DATASETS.TEST) > 1:
         results = results.parent / name / results.name

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from evonorm import build_norm_act
 from evonorm_d2 import train as training
 from evonorm_d2.data import register_digits
-from evonorm_d2.loader import Mapper, TrainLoader, build_test_loader, check_data, lsj_arguments
+from evonorm_d2.loader import Mapper, TrainLoader, build_test_loader, check_names, lsj_arguments
 from evonorm_d2.run_config import load_config
 from evonorm_d2.train import Trainer, check_run, summary
 from evonorm_runs.errors import UserError, one_line, user_error_line, user_errors
@@ -201,16 +201,16 @@ class TestData:
         copy[0].unlink()
         assert str(copy[0]) in self.refusal(config)
         with pytest.raises(UserError, match="make_digits.py"):
-            check_data(["digits_train"])
+            check_names(["digits_train"])
 
     def test_missing_folder(self, copy):
         shutil.rmtree(copy[1].parent)
         with pytest.raises(UserError, match=f"digits_train: {copy[1].parent} does not exist"):
-            check_data(["digits_val", "digits_train"])
+            check_names(["digits_val", "digits_train"])
 
     def test_unknown_name(self):
         with pytest.raises(UserError, match="'digit_train'; close to it are digits_train"):
-            check_data(["digit_train"])
+            check_names(["digit_train"])
 
     @pytest.mark.parametrize(
         "content, reason",

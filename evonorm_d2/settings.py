@@ -1,0 +1,72 @@
+"""Values of a config at which Detectron2 would trip later on: refused at once, with their key."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler
+
+from evonorm_runs.config import check_more_than_zero, check_not_negative, value
+from evonorm_runs.errors import UserError, user_errors
+
+_CHOICES = {
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+}
+
+
+def check_settings(cfg: CfgNode, training: bool, processes: int = 1) -> None:
+    """Raise UserError for a value with which a run could not start, or would end in a traceback.
+
+    Args:
+        training: whether it trains, or evaluates only.
+        processes: how many share a batch.
+    """
+    _check_device(cfg.MODEL.DEVICE)
+    check_not_negative(cfg, "DATALOADER.NUM_WORKERS")
+    if training:
+        _check_training(cfg, processes)
+
+
+def _check_device(device: str) -> None:
+    with user_errors(RuntimeError, prefix=f"MODEL.DEVICE is {device}: "):
+        named = torch.device(device)
+        if named.type != "cuda":  # which each process starts for itself
+            torch.ones(1, device=named).item()
+    if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"MODEL.DEVICE is {device}: PyTorch sees {torch.cuda.device_count()} GPUs")
+
+
+def _check_training(cfg: CfgNode, processes: int) -> None:
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name a data set to train on")
+    check_more_than_zero(cfg, "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD")
+    if cfg.SOLVER.REFERENCE_WORLD_SIZE == 0 and cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but should be a multiple of the "
+            f"{processes} processes (--num-gpus times --num-machines)"
+        )
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise UserError(
+            f"SOLVER.AMP.ENABLED is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE}, and Detectron2's "
+            "AMP needs a GPU: set SOLVER.AMP.ENABLED False"
+        )
+    for key, choices in _CHOICES.items():
+        if value(cfg, key) not in choices:
+            raise UserError(f"{key} is {value(cfg, key)}, but should be {' or '.join(choices)}")
+    if cfg.INPUT.MIN_SIZE_TRAIN == ():
+        raise UserError("INPUT.MIN_SIZE_TRAIN is empty: name one size or more")
+    for key in ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS"):
+        numbers = value(cfg, key)
+        if not all(isinstance(x, (int, float)) for x in _as_tuple(numbers)):
+            raise UserError(f"{key} is {numbers}, but should hold numbers only")
+    check_not_negative(cfg, "SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.WEIGHT_DECAY")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=cfg.SOLVER.BASE_LR)
+    keys = "SOLVER.LR_SCHEDULER_NAME, STEPS, MAX_ITER, WARMUP_METHOD or WARMUP_ITERS: "
+    with user_errors(AssertionError, TypeError, ValueError, prefix=keys):
+        build_lr_scheduler(cfg, optimizer)
+
+
+def _as_tuple(values: object) -> tuple | list:
+    return values if isinstance(values, (tuple, list)) else (values,)
