@@ -6,7 +6,9 @@ without an area, and clips boxes to the image. Those are told, not refused.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import json
 import logging
 import math
@@ -119,7 +121,7 @@ def read(name: str) -> DataSet:
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
     if json_file and metadata.get("evaluator_type") in _COCO:
-        with PathManager.open(json_file) as file:
+        with PathManager.open(json_file) as file, _without_collector():
             content = json.load(file)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         classes = {category["id"]: category["name"] for category in categories}
@@ -139,6 +141,16 @@ def read(name: str) -> DataSet:
     ]
     classes = MetadataCatalog.get(name).get("thing_classes")
     return DataSet(name, images, annotations, classes and dict(enumerate(classes)), False)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Halves the time of loading COCO, whose millions of lists the collector would search."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _with_path(name: str, image: dict, folder: str) -> dict:

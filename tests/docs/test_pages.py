@@ -45,6 +45,7 @@ ELSEWHERE = {
     "make setup": ("installs everything", ".ci/run"),
     "git clone *": ("needs a network", ".ci/run"),
     "tensorboard *": ("a server", "tests/evonorm_gan/test_trainer.py"),
+    "tools/check_data.py *": ("takes the digits", "tests/tools/test_check_data.py"),
     "tools/make_digits.py": ("1400 images", "tests/evonorm_d2/test_digits.py"),
     "tools/make_digits.py *": ("usage", "tests/evonorm_d2/test_digits.py"),
     "tools/train_net.py --config-file configs/detection/digits/*": (
