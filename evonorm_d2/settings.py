@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.solver import build_lr_scheduler
+from PIL import Image
 
 from evonorm_runs.config import check_more_than_zero, check_not_negative, value
-from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.errors import UserError, one_line, user_errors
 
 _CHOICES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -25,17 +27,24 @@ def check_settings(cfg: CfgNode, training: bool, processes: int = 1) -> None:
     """
     _check_device(cfg.MODEL.DEVICE)
     check_not_negative(cfg, "DATALOADER.NUM_WORKERS")
+    with user_errors(ValueError, prefix=f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: "):
+        convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
     if training:
         _check_training(cfg, processes)
 
 
 def _check_device(device: str) -> None:
-    with user_errors(RuntimeError, prefix=f"MODEL.DEVICE is {device}: "):
+    try:
         named = torch.device(device)
         if named.type != "cuda":  # which each process starts for itself
             torch.ones(1, device=named).item()
+    except RuntimeError as error:
+        reason = one_line(error).partition(". ")[0]
+        raise UserError(f"MODEL.DEVICE is {device}, but should be cuda or cpu: {reason}") from error
     if named.type == "cuda" and (named.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"MODEL.DEVICE is {device}: PyTorch sees {torch.cuda.device_count()} GPUs")
+        raise UserError(
+            f"MODEL.DEVICE is {device}, but PyTorch sees {torch.cuda.device_count()} GPUs"
+        )
 
 
 def _check_training(cfg: CfgNode, processes: int) -> None:

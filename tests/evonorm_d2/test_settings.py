@@ -25,8 +25,8 @@ def config(tiny_run, digits_root, tmp_path):
 @pytest.mark.parametrize(
     "key, value, why",
     [
-        ("MODEL.DEVICE", "foo", "MODEL.DEVICE is foo: "),
-        ("MODEL.DEVICE", "meta", "MODEL.DEVICE is meta: "),
+        ("MODEL.DEVICE", "foo", "MODEL.DEVICE is foo, but should be cuda or cpu: "),
+        ("MODEL.DEVICE", "meta", "MODEL.DEVICE is meta, but should be cuda or cpu: "),
         ("SOLVER.IMS_PER_BATCH", 0, "should be more than 0"),
         ("SOLVER.IMS_PER_BATCH", -2, "should be more than 0"),
         ("SOLVER.MAX_ITER", 0, "should be more than 0"),
@@ -41,6 +41,7 @@ def config(tiny_run, digits_root, tmp_path):
         ("DATALOADER.NUM_WORKERS", -1, "should not be negative"),
         ("DATASETS.TRAIN", "()", "is empty"),
         ("INPUT.MASK_FORMAT", "foo", "polygon or bitmask"),
+        ("INPUT.FORMAT", "XYZ", "image has wrong mode"),
         ("INPUT.RANDOM_FLIP", "both", "none or horizontal or vertical"),
         ("INPUT.MIN_SIZE_TRAIN", "('a',)", "should hold numbers only"),
         ("INPUT.MIN_SIZE_TRAIN", "()", "is empty"),
@@ -71,7 +72,7 @@ def test_a_gpu_that_is_not_there(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_settings(config("MODEL.DEVICE", "cuda:1"), True)
-    with pytest.raises(UserError, match="MODEL.DEVICE is cuda:2: PyTorch sees 2 GPUs"):
+    with pytest.raises(UserError, match="MODEL.DEVICE is cuda:2, but PyTorch sees 2 GPUs"):
         check_settings(config("MODEL.DEVICE", "cuda:2"), True)
 
 
