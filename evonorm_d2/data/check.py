@@ -298,12 +298,36 @@ class _Rules:
                 "its mask is RLE, but INPUT.MASK_FORMAT is polygon: set INPUT.MASK_FORMAT bitmask",
                 True,
             )
-        elif "counts" not in rle or (None not in wanted and list(size or ()) != wanted):
+        elif None not in wanted and list(size or ()) != wanted:
             yield (
                 "size of RLE",
                 f"its mask is RLE of height and width {size}, but the image has {wanted}",
                 True,
             )
+        elif sum(_runs(rle.get("counts"))) != size[0] * size[1]:
+            # Its decoder would leave the rest of the mask as the memory was.
+            yield "counts of RLE", "the counts of its RLE do not add up to height times width", True
+
+
+def _runs(counts: Any) -> list[int]:
+    """The lengths of the runs in RLE of COCO's, a list or a compressed string; [] if it is broken.
+
+    Of a string each character holds 5 bits and says whether another one follows, and each length
+    but the first three is the difference to the last but one.
+    """
+    if not isinstance(counts, (str, bytes)):
+        good = isinstance(counts, list) and all(isinstance(x, int) and x >= 0 for x in counts)
+        return counts if good else []
+    runs: list[int] = []
+    value = bits = 0
+    for character in counts.encode() if isinstance(counts, str) else counts:
+        value |= (character - 48 & 31) << bits
+        bits += 5
+        if not character - 48 & 32:
+            value -= (character - 48 >> 4 & 1) << bits  # the sign
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = bits = 0
+    return runs if min(runs, default=0) >= 0 and not bits else []
 
 
 def _annotation_faults(data: DataSet, rules: _Rules) -> Iterator[Finding]:
@@ -325,11 +349,10 @@ def _annotation_faults(data: DataSet, rules: _Rules) -> Iterator[Finding]:
             yield Finding(kind, where() + what, refused)
         if image["id"] in with_keypoints:
             yield from _keypoint_faults(annotation, rules, where)
-    if data.from_json:
+    # Detectron2 takes COCO 2014's minival, which holds some twice.
+    if data.from_json and "minival" not in MetadataCatalog.get(data.name).json_file:
         yield from _same_ids(data, "image", data.images)
-        # Detectron2 takes COCO 2014's minival, which holds some twice.
-        if "minival" not in MetadataCatalog.get(data.name).json_file:
-            yield from _same_ids(data, "annotation", data.annotations)
+        yield from _same_ids(data, "annotation", data.annotations)
 
 
 def _keypoint_faults(annotation: dict, rules: _Rules, where: Any) -> Iterator[Finding]:

@@ -135,7 +135,23 @@ REFUSED = [
     (change(segmentation=[]), (), "set MODEL.MASK_ON False"),
     (change(segmentation=rle()), (), "set INPUT.MASK_FORMAT bitmask"),
     (change(segmentation=rle(8, 9)), ("INPUT.MASK_FORMAT", "bitmask"), "height and width [8, 9]"),
-    (change(segmentation={"size": [30, 40]}), ("INPUT.MASK_FORMAT", "bitmask"), "its mask is RLE"),
+    *(
+        (
+            change(segmentation={"size": [HEIGHT, WIDTH], **counts}),
+            ("INPUT.MASK_FORMAT", "bitmask"),
+            "the counts of its RLE do not add up",
+        )
+        for counts in (
+            {},
+            {"counts": ""},
+            {"counts": "~~~~~"},
+            {"counts": "garbage!"},
+            {"counts": rle()["counts"][:-1]},
+            {"counts": 3},
+            {"counts": [5, 6]},
+            {"counts": [-1, WIDTH * HEIGHT + 1]},
+        )
+    ),
     (change(segmentation=[[float("nan")] * 6]), (), "something not finite"),
     (change(segmentation=[["a"] * 6]), (), "something not finite"),
     (change(bbox=...), (), "its bbox is None, but should be four finite numbers"),
@@ -180,7 +196,7 @@ def test_what_is_refused(damage, settings, line, cfg, register, tmp_path):
     found = [finding for finding in findings(cfg) if finding.refused]
     assert [x for x in found if line.replace("PATH", str(tmp_path)) in x.line], found
     assert all(finding.line.startswith(f"{name}: ") for finding in found)
-    if "its " in line and "metadata" not in line:
+    if ("its " in line or "counts" in line) and "metadata" not in line:
         assert f"{name}: annotation 11 of {tmp_path}/1.png: " in found[0].line
     with pytest.raises(UserError, match=re.escape(found[0].line)):
         check_data(cfg, [name], [])
@@ -242,6 +258,25 @@ def test_as_in_coco(cfg, register):
     assert findings(cfg, [name], [name]) == []
     mapper = Mapper(cfg, True)
     assert sum(len(mapper(record)["instances"]) for record in DatasetCatalog.get(name)) == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_masks_of_any_shape_are_sound(share, cfg, register):
+    """As pycocotools writes them, compressed or not."""
+    random = np.random.default_rng(0)
+    content = sound()
+    for annotation in content["annotations"]:
+        mask = (random.random((HEIGHT, WIDTH)) < share).astype(np.uint8)
+        segmentation = mask_util.encode(np.asfortranarray(mask))
+        segmentation["counts"] = segmentation["counts"].decode()
+        annotation["segmentation"] = segmentation
+    flat = mask.flatten(order="F")
+    ends = [0, *(np.flatnonzero(np.diff(flat)) + 1), flat.size]
+    runs = [0] * int(flat[0]) + np.diff(ends).tolist()
+    annotation["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": runs}
+    register(content)
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    assert findings(cfg) == []
 
 
 def test_faults_of_a_kind_are_one_line_with_their_number(cfg, register):

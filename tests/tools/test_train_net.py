@@ -111,7 +111,13 @@ class TestTraining:
 
     def test_broken_image_met_by_a_worker(self, command, digits_root, tmp_path):
         shutil.copytree(digits_root / "digits", tmp_path / "digits")
-        image = tmp_path / "digits/train/000000000003.png"
+        json_file = tmp_path / "digits/annotations/instances_train.json"
+        content = json.loads(json_file.read_text())
+        for i in range(7, 25):  # more than the sample that is read before training
+            content["images"].insert(2, {**content["images"][0], "id": i})
+        content["images"].insert(2, content["images"].pop())  # the third one is not in it
+        image = tmp_path / "digits/train" / content["images"][2]["file_name"]
+        json_file.write_text(json.dumps(content))
         image.write_bytes(image.read_bytes()[:200])
         settings = ("OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", 100)
         done = run(*command("EvoNormS0", *settings, root=tmp_path), status=2)
