@@ -176,13 +176,19 @@ def affine(x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> Tenso
     return x
 
 
+def transformed() -> bool:
+    """Whether torch.func (vmap, grad, jvp) transforms what runs, for which operations are plain."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def keep_inputs_only(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """function(*inputs), keeping nothing but the inputs for the backward pass, which repeats it.
 
-    A compiler or a tracer sees the plain function.
+    A compiler, a tracer or a transform of torch.func sees the plain function.
     """
     if (
         not torch.is_grad_enabled()
+        or transformed()
         or torch.jit.is_tracing()
         or torch.compiler.is_compiling()
         or not any(t is not None and t.requires_grad for t in inputs)

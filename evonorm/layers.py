@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .base import NormAct, affine, keep_inputs_only, track
+from .base import NormAct, affine, keep_inputs_only, track, transformed
 from .expression import Node
 from .formula import read_formula
 from .formulas import FORMULAS
@@ -109,7 +109,8 @@ class EvoNorm(NormAct):
         if not self.activation:
             return self.affine(x, weight, bias)
         if not torch.jit.is_scripting():
-            if self.kind and not (torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()):
+            traced = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+            if self.kind and not (traced or transformed()):
                 return self._operator(x, weight, bias)
             return self._keep_inputs_only(x, weight, bias)
         return self.evaluate(x, self.v, self.v0, self.running_statistics(), weight, bias)

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .base import transformed
+
 
 def widen(x: Tensor) -> Tensor:
     """x in the dtype that statistics are taken in: float64 for float64, else float32."""
@@ -29,7 +31,15 @@ def batch_moments(x: Tensor, sync: bool = False) -> tuple[Tensor, Tensor, Tensor
     Returns:
         mean (C,), variance (C,), number of values per channel (): float32, float64 for float64 x.
         An empty batch has mean and variance 0.
+
+    Raises:
+        RuntimeError: under a transform of torch.func.
     """
+    if transformed():
+        raise RuntimeError(
+            "torch.func (vmap, grad, jvp) can't follow a layer's statistics of the batch in "
+            "training; call the model's eval() first, or take a layer without them (EvoNormS0)"
+        )
     return _BatchMoments.apply(x, synchronized(sync))
 
 

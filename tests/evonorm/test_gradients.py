@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, jvp, vmap
 
 from evonorm import EvoNorm, build_norm_act, list_norm_acts
 from evonorm.baselines import SampleNormAct
@@ -110,3 +110,34 @@ def test_one_layer_used_twice():
         x = random(2, 4, 3, 3, dtype=torch.float32).requires_grad_()
         grads.append(torch.autograd.grad(model(x).sin().sum(), x)[0])
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("name", [*list_norm_acts(), *UNNAMED])
+def test_gradients_of_each_sample_by_torch_func(name, random_layer):
+    """vmap, grad and jvp, against a loop over the samples."""
+    layer = random_layer(name, 4, num_groups=2, dtype=torch.float64)
+    layer.train(not layer.batch_dependent)
+    function, parameters = as_function(layer)
+    x, dx = random(3, 4, 2, 3), random(3, 4, 2, 3, seed=1)
+
+    def loss(x, *parameters):
+        return function(x[None], *parameters).square().sum()
+
+    wanted = range(1 + len(parameters))
+    found = vmap(grad(loss, tuple(wanted)), (0, *(None for _ in parameters)))(x, *parameters)
+    _, change = jvp(layer, (x,), (dx,))
+    for i, sample in enumerate(x):
+        leaf = sample.clone().requires_grad_()
+        expected = torch.autograd.grad(loss(leaf, *parameters), [leaf, *parameters])
+        torch.testing.assert_close([f[i] for f in found], list(expected))
+    torch.testing.assert_close(vmap(lambda sample: layer(sample[None])[0])(x), layer(x))
+    plus, minus = layer(x + 1e-6 * dx), layer(x - 1e-6 * dx)
+    torch.testing.assert_close(change, (plus - minus) / 2e-6, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["EvoNormB0", "EvoNormB/1", "BN-Swish"])
+def test_statistics_of_a_batch_are_refused_under_torch_func(name):
+    layer = build_norm_act(name, 4)
+    with pytest.raises(RuntimeError, match="call the model's eval\\(\\) first") as caught:
+        grad(lambda x: layer(x).sum())(random(2, 4, 3, 3, dtype=torch.float32))
+    assert "\n" not in str(caught.value)
