@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import defaultdict
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from torch import fx, nn
 
@@ -42,8 +43,9 @@ def convert(model: nn.Module, name: str, **options: Any) -> list[Swap]:
     groups); it keeps the norm's device, dtype, train or eval mode, and synchronization over ranks.
     An activation module that is used after norms only becomes an Identity. Otherwise (torchvision's
     residual blocks use one after the sum too) the block that calls it becomes a
-    torch.fx.GraphModule: its forward pass as traced, without those calls. Its children, parameters
-    and state-dict keys stay; its other attributes, hooks and context managers do not.
+    torch.fx.GraphModule: its forward pass as traced, without those calls and with the optional
+    arguments that the model gives it. Its children, parameters and state-dict keys stay; its other
+    attributes, hooks and context managers do not.
 
     Args:
         model: such as torchvision's ResNet, MobileNetV2, MNASNet and EfficientNet.
@@ -99,15 +101,35 @@ class _Tracer(fx.Tracer):
         self.flat = flat
         self.stack = [""]  # paths of the modules being called; after an error, where it was
         self.steps: defaultdict[str, list[str]] = defaultdict(list)  # names by path
+        self.flags: dict[str, dict[str, Any]] = {}  # arguments that are None or a bool, by path
 
     def is_leaf_module(self, m: nn.Module, path: str) -> bool:
         known = isinstance(m, NORMS) or hasattr(m, "norm_act")
         return self.flat or known or super().is_leaf_module(m, path)
 
-    def call_module(self, m: nn.Module, *args: Any) -> Any:
+    def create_args_for_root(
+        self, root_fn: Callable, is_module: bool, concrete_args: dict[str, Any] | None = None
+    ) -> tuple[Callable, list]:
+        result = super().create_args_for_root(root_fn, is_module, concrete_args)
+        flags = {f"{name}_1": name for name in concrete_args or ()}  # torch.fx renames these
+        for node in self.graph.nodes:  # and asserts that they stay the same, which is no step
+            node.meta["step"] = 0
+            if node.op == "placeholder":
+                node.target = flags.get(node.target, node.target)
+        self.steps.clear()
+        return result
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         self.steps[self.stack[-1]].append(type(m).__name__)
         self.stack.append(self.path_of_module(m))
-        result = super().call_module(m, *args)
+        given = inspect.signature(m.forward).bind(*args, **kwargs)
+        given.apply_defaults()
+        self.flags[self.stack[-1]] = {
+            name: value
+            for name, value in given.arguments.items()
+            if value is None or isinstance(value, bool)
+        }
+        result = super().call_module(m, forward, args, kwargs)
         self.stack.pop()
         return result
 
@@ -124,7 +146,9 @@ class _Tracer(fx.Tracer):
         return node
 
 
-def _trace(module: nn.Module, path: str = "", flat: bool = False) -> _Tracer:
+def _trace(
+    module: nn.Module, path: str = "", flat: bool = False, flags: dict[str, Any] | None = None
+) -> _Tracer:
     """Trace a forward pass, which must do the same in training and in evaluation."""
     # In a copy that shares the tensors, as the model's code may leave something in its attributes.
     shared = {id(t): t for t in chain(module.parameters(), module.buffers())}
@@ -134,7 +158,7 @@ def _trace(module: nn.Module, path: str = "", flat: bool = False) -> _Tracer:
             tracers.append(_Tracer(flat))
             twin = copy.deepcopy(module, dict(shared))
             twin.train(mode)
-            tracers[-1].trace(twin)
+            tracers[-1].trace(twin, flags)
     except Exception as error:  # the model's code may raise anything when it is run on symbols
         where = ".".join(filter(None, (path, tracers[-1].stack[-1]))) or type(module).__name__
         why = (str(error) or type(error).__name__).splitlines()[0]
@@ -198,7 +222,7 @@ def _without(calls: list[fx.Node], model: nn.Module, trace: _Tracer) -> nn.Modul
     )
     if not owner:  # nothing holds the model, so that it can't be replaced
         raise refusal
-    alone = _trace(block, owner, flat=True)
+    alone = _trace(block, owner, flat=True, flags=trace.flags.get(owner))
     same = alone.steps[""] == trace.steps[owner]  # or it is called twice, or with other arguments
     if not same or "_tensor_constant0" in alone.steps[""]:  # a tensor made in its forward
         raise refusal

@@ -6,6 +6,7 @@ import copy
 import io
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -260,6 +261,37 @@ class Remembers(nn.Module):
         return self.features + torch.ones(3, 1, 1)
 
 
+class Optionals(nn.Module):
+    """A block with optional arguments, as timm's dla34 has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.act = ConvNorm(), nn.ReLU()
+
+    def forward(self, x, shortcut=None, double=False, *, before=None, unused=None):
+        if before is not None:
+            x = x + before
+        if shortcut is None:
+            shortcut = x
+        y = self.act(self.body(x))
+        return self.act((2 * y if double else y) + shortcut)
+
+
+class WithOptionals(nn.Module):
+    """Gives each of its blocks other arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Optionals() for _ in range(6))
+
+    def forward(self, x):
+        one, two, three, four, five, six = self.blocks
+        y = two(one(x), x)
+        y = three(y, shortcut=x.sin(), double=True)
+        y = four(y, None, True, unused=None)
+        return six(five(y, double=False, before=x), shortcut=None, before=None)
+
+
 @pytest.mark.parametrize(
     "build",
     [
@@ -271,8 +303,10 @@ class Remembers(nn.Module):
         Aliased,
         lambda: nn.Sequential(BehindIdentity()),
         Remembers,
+        WithOptionals,
+        lambda: timm.create_model("dla34"),
     ],
-    ids="F.relu torch.relu x.relu nn.ReLU nested aliased identity remembers".split(),
+    ids="F.relu torch.relu x.relu nn.ReLU nested aliased identity remembers optional dla34".split(),
 )
 def test_other_ways_to_call_an_activation(build):
     torch.manual_seed(0)
@@ -294,7 +328,7 @@ def count_relus(model: nn.Module) -> int:
             return operator(*args, **(kwargs or {}))
 
     with Count() as count, torch.no_grad():
-        model.eval()(torch.zeros(1, 3, 8, 8))
+        model.eval()(torch.zeros(1, 3, 32, 32))
     return count.calls
 
 
@@ -401,12 +435,12 @@ class MakesTensors(Both):
         return torch.relu(self.body(x)) + torch.ones(3, 1, 1)
 
 
-class OtherwiseWithMask(Both):
+class OtherwiseWithFactor(Both):
     """Does one thing by its default argument, another with a symbol in its place."""
 
-    def forward(self, x, mask=None):
+    def forward(self, x, factor=1):
         y = torch.relu(self.body(x))
-        return y if mask is None else y * mask
+        return y if isinstance(factor, int) else y * factor
 
 
 class SpareParameter(AtTheRoot):
@@ -445,7 +479,7 @@ REFUSED = {
         "2: .* does not do the same in training",
     ),
     "makes tensors": (lambda: nn.Sequential(MakesTensors()), "0.body.1: can't take out the relu"),
-    "mask": (lambda: nn.Sequential(OtherwiseWithMask()), "0.body.1: can't take out the relu"),
+    "factor": (lambda: nn.Sequential(OtherwiseWithFactor()), "0.body.1: can't take out the relu"),
     "spare": (lambda: nn.Sequential(SpareParameter()), "0.body.1: can't take out the relu"),
     "no norm": (lambda: nn.Conv2d(3, 3, 1), "found none of BatchNorm2d, .* in Conv2d"),
     "a norm": (lambda: nn.BatchNorm2d(3), "BatchNorm2d: can't tell"),
