@@ -145,10 +145,12 @@ class Evaluation(hooks.EvalHook):
     def before_train(self) -> None:
         done, storage = self.trainer.start_iter, self.trainer.storage
         missed = self._due(done) and comm.is_main_process() and not self._logged(done - 1)
-        if done >= self.trainer.max_iter or distributed.any_rank(missed):
+        if distributed.any_rank(missed):
             storage.iter = done - 1
             self._evaluate()
             storage.iter = done
+        elif done >= self.trainer.max_iter:
+            self._func()  # the results of a run that had ended, which are in the log
 
     def after_step(self) -> None:
         if self._due(self.trainer.iter + 1):

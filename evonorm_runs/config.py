@@ -35,7 +35,12 @@ def merge(cfg: CfgNode, file: str | None, overrides: Sequence[str] = ()) -> CfgN
     """
     if file is not None:
         with user_errors(*CONFIG_ERRORS, prefix=f"{file}: "):
-            cfg.merge_from_file(file, allow_unsafe=False)
+            try:
+                cfg.merge_from_file(file, allow_unsafe=False)
+            except RecursionError as error:
+                raise UserError(f"{file}: its _BASE_ leads back to itself") from error
+            except AttributeError as error:  # fvcore takes what it reads for a dictionary
+                raise UserError(f"{file}: not a config, which has KEY: VALUE lines") from error
     with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
         cfg.merge_from_list(list(overrides))
     return cfg
