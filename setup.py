@@ -7,12 +7,14 @@ them; without them `evonorm` works too, slower.
 from __future__ import annotations
 
 import platform
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 OPS = Path("evonorm") / "ops"
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -20,6 +22,17 @@ INSTRUCTION_SETS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx2"] = AVX2
     INSTRUCTION_SETS["avx512"] = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl"))]
+
+
+class BuildPackages(build_py):
+    """Copies tools/ and configs/ into a wheel, where `evonorm_runs.checkout` looks for them."""
+
+    def run(self) -> None:
+        super().run()
+        for folder in () if self.editable_mode else ("configs", "tools"):
+            to = Path(self.build_lib) / "evonorm_runs" / folder
+            shutil.rmtree(to, ignore_errors=True)  # an earlier build's
+            shutil.copytree(folder, to, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 class BuildKernels(build_ext):
@@ -104,7 +117,13 @@ setup(
         "evonorm_repro.report": ["*.html", "*.css", "*.js"],
     },
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildKernels},
+    entry_points={
+        "console_scripts": [
+            f"evonorm-{tool.stem.replace('_', '-')} = evonorm_runs.checkout:run"
+            for tool in sorted(Path("tools").glob("*.py"))
+        ]
+    },
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPackages},
     install_requires=["torch>=2.4"],
     extras_require={
         # Detectron2 is not on PyPI: tools/install_detectron2.py installs it.

@@ -68,7 +68,7 @@ class Table4(Experiment):
     def describe(self, norm: str) -> dict[str, float]:
         from evonorm_d2.analysis import analyze
         from evonorm_d2.run_config import load_config
-        from evonorm_runs.grid import ROOT
+        from evonorm_runs.checkout import ROOT
 
         settings = [*self.settings(norm, 1.0, None), "MODEL.DEVICE", "meta"]
         total = analyze(load_config(str(ROOT / self.config), settings))["total"]

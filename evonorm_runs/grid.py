@@ -23,11 +23,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
+from .checkout import ROOT
 from .errors import UserError, user_errors
 from .files import atomic_write
 from .pool import over_all
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)

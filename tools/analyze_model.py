@@ -23,9 +23,10 @@ with warnings.catch_warnings():
     from evonorm_d2.analysis import IMAGE_SIZE, Complexity, analyze
     from evonorm_d2.run_config import load_config
     from evonorm_repro.paper import TABLE_4
+    from evonorm_runs.checkout import ROOT
     from evonorm_runs.command_line import run_tool
 
-PAPER_CONFIGS = Path(__file__).resolve().parent.parent / "configs/detection/paper"
+PAPER_CONFIGS = ROOT / "configs/detection/paper"
 NAMES = {"EvoNormB0": "EvoNorm-B0", "EvoNormS0": "EvoNorm-S0"}  # the paper's
 
 

@@ -25,13 +25,13 @@ with warnings.catch_warnings():
     from evonorm_gan.evaluation.metrics import Evaluator, metric_key
     from evonorm_gan.models import build_generator
     from evonorm_runs import machine
+    from evonorm_runs.checkout import ROOT
     from evonorm_runs.command_line import run_tool
     from evonorm_runs.distributed import process_flags
     from evonorm_runs.errors import UserError
     from evonorm_runs.folder import read_metrics
     from evonorm_runs.grid import Job, failure, run_jobs
 
-ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("output/demo")
 NORMS = ("EvoNormS0", "GN")
 GAN = OUTPUT / "biggan_EvoNormS0"

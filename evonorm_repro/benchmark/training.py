@@ -6,14 +6,15 @@ import itertools
 import random
 import sys
 import time
-from pathlib import Path
 from typing import Any, Callable
 
 import torch
 
+from evonorm_runs.checkout import ROOT
+
 from .layers import WARM_UP, align, quartiles, summary
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 NORMS = ("BN", "GN", "EvoNormB0", "EvoNormS0")
 RATIOS = {"EvoNormB0": "BN", "EvoNormS0": "GN"}
 # Each model's config file and what is changed in it.
