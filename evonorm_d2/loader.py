@@ -162,7 +162,7 @@ def check_names(names: Sequence[str]) -> None:
             raise UserError(f"DATASETS: no data set is named {name!r}{hint}")
         metadata = MetadataCatalog.get(name)
         for path in filter(None, map(metadata.get, _PATHS)):
-            if not PathManager.exists(path):
+            if "://" not in path and not PathManager.exists(path):
                 with user_errors(OSError):
                     DatasetCatalog.get(name)  # its error may say how to make the data set
                 raise UserError(f"{name}: {path} does not exist")
