@@ -40,6 +40,10 @@ def config(tiny_run, tmp_path):
     return make
 
 
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
 class TestResume:
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -72,6 +76,52 @@ class TestResume:
         assert equal(whole["random"], resumed["random"])
         assert equal(whole["model"], resumed["model"])
         assert equal(whole["trainer"], resumed["trainer"])
+
+    @pytest.mark.slow
+    def test_a_run_killed_before_its_last_file_ends_when_it_goes_on(self, config, tmp_path):
+        """After the checkpoint of its last iteration, before model_final.pth and the evaluation."""
+        cfg = config("SOLVER.MAX_ITER", 4)
+        folder = tmp_path / "run"
+        folder.mkdir()
+        training.train(cfg)
+        assert lines(folder)[-1].keys() >= {"bbox/AP", "total_loss"}
+        whole = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        (folder / "model_final.pth").unlink()
+        (folder / "last_checkpoint").write_text("model_0000003.pth")
+        losses = [line for line in lines(folder) if line["iteration"] < 3]
+        half = json.dumps({"iteration": 3, "total_loss": 1.0})[:-5]
+        text = "".join(json.dumps(line) + "\n" for line in losses)
+        (folder / "metrics.json").write_text(text + half)
+        results = training.train(cfg, resume=True)
+        found = torch.load(folder / "model_final.pth", weights_only=True)
+        assert found["iteration"] == 3 and found["model"].keys() == whole.keys()
+        assert all(torch.equal(x, whole[key]) for key, x in found["model"].items())
+        *before, last = lines(folder)
+        assert before == losses and last["iteration"] == 3
+        assert last["bbox/AP"] == pytest.approx(results["bbox"]["AP"], nan_ok=True)
+
+    @pytest.mark.slow
+    def test_evaluations_are_written_at_once(self, config, tmp_path, monkeypatch):
+        """At their iteration, not with the losses of every twentieth; a missed one is made up."""
+        cfg = config("SOLVER.MAX_ITER", 5, "TEST.EVAL_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 2)
+        (tmp_path / "run").mkdir()
+        seen = []
+        monkeypatch.setattr(training.Trainer, "test", lambda *_: {"bbox": {"AP": 7.0}})
+        step = training.Trainer.run_step
+
+        def run_step(self):
+            evaluated = [line["iteration"] for line in lines(tmp_path / "run") if "bbox/AP" in line]
+            seen.append((self.iter, evaluated))
+            step(self)
+
+        monkeypatch.setattr(training.Trainer, "run_step", run_step)
+        training.train(cfg)
+        assert seen == [(0, []), (1, []), (2, [1]), (3, [1]), (4, [1, 3])]
+        (tmp_path / "run/last_checkpoint").write_text("model_0000003.pth")
+        (tmp_path / "run/metrics.json").write_text('{"iteration": 1, "bbox/AP": 7.0}\n')
+        seen.clear()
+        training.train(cfg, resume=True)
+        assert seen == [(4, [1, 3])]
 
     @pytest.mark.parametrize("grouping", [True, False])
     def test_the_loader_starts_at_any_batch(self, config, grouping):

@@ -324,6 +324,17 @@ class TestEvaluation:
 
 
 class TestFiles:
+    def test_a_start_that_fails_does_not_block_the_next(self, tiny_cfg, tmp_path):
+        with pytest.raises(UserError, match="absent.pth"):
+            train(
+                tiny_cfg(
+                    *("TEST.EXTRACTOR", "inception-v3-compat", "TEST.EVAL_PERIOD", 0),
+                    *("TEST.INCEPTION_WEIGHTS", tmp_path / "absent.pth"),
+                )
+            )
+        assert not (tmp_path / "run/config.yaml").exists()
+        assert train(tiny_cfg("SOLVER.MAX_ITER", 1)) == {}
+
     def test_what_a_run_leaves(self, tiny_cfg, tmp_path, capsys):
         cfg = tiny_cfg(
             "MODEL.NORM", "EvoNormB0", "SOLVER.SAMPLE_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 0
