@@ -29,6 +29,12 @@ def check_settings(cfg: CfgNode, training: bool, processes: int = 1) -> None:
     check_not_negative(cfg, "DATALOADER.NUM_WORKERS")
     with user_errors(ValueError, prefix=f"INPUT.FORMAT is {cfg.INPUT.FORMAT}: "):
         convert_PIL_to_numpy(Image.new("RGB", (1, 1)), cfg.INPUT.FORMAT)
+    keypoints, sigmas = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, cfg.TEST.KEYPOINT_OKS_SIGMAS
+    if cfg.MODEL.KEYPOINT_ON and cfg.DATASETS.TEST and keypoints != (len(sigmas) or 17):
+        raise UserError(
+            f"TEST.KEYPOINT_OKS_SIGMAS is {sigmas}, but COCO's evaluation needs a number for each "
+            f"of the {keypoints} keypoints (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS); [] is COCO's 17"
+        )
     if training:
         _check_training(cfg, processes)
 

@@ -253,7 +253,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     if len(cfg.DATASETS.TEST) > 1:
         folder = os.path.join(folder, dataset_name)
     kinds = EVALUATORS[MetadataCatalog.get(dataset_name).evaluator_type]
-    return DatasetEvaluators([kind(dataset_name, output_dir=folder) for kind in kinds])
+    options = {COCOEvaluator: {"kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS}}
+    return DatasetEvaluators(
+        [kind(dataset_name, output_dir=folder, **options.get(kind, {})) for kind in kinds]
+    )
 
 
 def check_run(

@@ -8,7 +8,7 @@ import torch
 from evonorm_d2.data import register_digits
 from evonorm_d2.run_config import load_config
 from evonorm_d2.settings import check_settings
-from evonorm_d2.train import check_run, train
+from evonorm_d2.train import build_evaluator, check_run, train
 from evonorm_runs.errors import UserError
 
 
@@ -66,6 +66,17 @@ def test_a_batch_is_divided_among_processes(config):
         check_settings(cfg, True, 4)
     check_settings(cfg, False, 4)
     check_settings(config("SOLVER.IMS_PER_BATCH", 6, "SOLVER.REFERENCE_WORLD_SIZE", 2), True, 4)
+
+
+def test_a_sigma_for_each_keypoint(config):
+    keys = ("MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", 2)
+    with pytest.raises(UserError, match="TEST.KEYPOINT_OKS_SIGMAS is .* 2 keypoints"):
+        check_settings(config(*keys), False)
+    cfg = config(*keys, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1, 0.2]")
+    check_settings(cfg, False)
+    (evaluator,) = build_evaluator(cfg, "digits_val")._evaluators
+    assert list(evaluator._kpt_oks_sigmas) == [0.1, 0.2]
+    check_settings(config("MODEL.KEYPOINT_ON", True), False)
 
 
 def test_a_gpu_that_is_not_there(config, monkeypatch):
