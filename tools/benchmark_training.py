@@ -2,10 +2,13 @@
 
     python tools/benchmark_training.py --model mask-rcnn-digits --json result.json
     python tools/benchmark_training.py --model biggan-64 MODEL.G_CH 64 MODEL.D_CH 64
+    python tools/benchmark_training.py --model mask-rcnn-r50-256 --memory
 
 Each model is trained on one random batch, by the loop that trains it in earnest. The four take
 turns, an iteration each per repetition, so that whatever else the machine does hits all of them
 alike. Times are medians with quartiles; the ratios are medians of those within the repetitions.
+
+With --memory it is, in place of seconds, what an iteration keeps for the backward pass.
 
 mask-rcnn-digits, mask-rcnn-r50-256: configs/detection/digits and .../stock (R-50-FPN, 1x), the
 latter with 2 images of 256x256. There are as many objects as the heads sample, so that all four
@@ -30,6 +33,7 @@ from evonorm_repro.benchmark.training import (
     NORMS,
     detector,
     gan,
+    kept_bytes,
     measure,
     report,
     table,
@@ -47,6 +51,7 @@ def main() -> int:
     names = ", ".join([*DETECTORS, *GANS])
     parser.add_argument("--model", required=True, metavar="NAME", help=names)
     parser.add_argument("--repeats", type=int, default=20, help="iterations (default 20)")
+    parser.add_argument("--memory", action="store_true", help="what is kept, instead of seconds")
     common_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change the config")
     args = parser.parse_args()
@@ -64,15 +69,15 @@ def main() -> int:
         for norm in NORMS:
             torch.manual_seed(0)
             steps[norm] = build(args.model, norm, args.device, args.overrides)
-        times, peaks = measure(steps, args.repeats, args.device)
-    record = {
-        **machine(args.device),
-        "model": args.model,
-        "overrides": args.overrides,
-        "repeats": args.repeats,
-        **report(times, peaks),
-    }
-    print(table(record))
+        record = {**machine(args.device), "model": args.model, "overrides": args.overrides}
+        if args.memory:
+            kept = [{"norm": norm, "kept_bytes": kept_bytes(step)} for norm, step in steps.items()]
+            record["results"] = kept
+            print("\n".join(f"{r['norm']:<10}{r['kept_bytes'] / 2**20:10.1f} MiB" for r in kept))
+        else:
+            times, peaks = measure(steps, args.repeats, args.device)
+            record |= {"repeats": args.repeats, **report(times, peaks)}
+            print(table(record))
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0

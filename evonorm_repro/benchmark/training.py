@@ -6,9 +6,11 @@ import itertools
 import random
 import sys
 import time
+from collections import Counter
 from typing import Any, Callable
 
 import torch
+from torch import Tensor
 
 from evonorm_runs.checkout import ROOT
 
@@ -139,6 +141,33 @@ def measure(
                 times[name].append(taken)
             print(f"{repetition + 1} {name}: {taken:.3f} s", file=sys.stderr)
     return times, peaks
+
+
+def kept_bytes(step: Step) -> int:
+    """The most that an iteration keeps at a time for its backward passes, beside the weights."""
+    held: Counter[int] = Counter()  # how many kept tensors share a storage, by its address
+    total = most = 0
+
+    class Kept:
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal total, most
+            self.tensor, self.at = tensor, tensor.untyped_storage().data_ptr()
+            weight = tensor if tensor._base is None else tensor._base
+            self.size = tensor.untyped_storage().nbytes()
+            if weight.is_leaf and weight.requires_grad:
+                self.size = 0
+            total += self.size if held[self.at] == 0 else 0
+            held[self.at] += 1
+            most = max(most, total)
+
+        def __del__(self) -> None:
+            nonlocal total
+            held[self.at] -= 1
+            total -= self.size if held[self.at] == 0 else 0
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        step()
+    return most
 
 
 def report(times: dict[str, list[float]], peaks: dict[str, int]) -> dict[str, Any]:

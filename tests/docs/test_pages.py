@@ -485,6 +485,24 @@ def sentences():
         f"64x64, {s0[2]} in Mask R-CNN R-50-FPN at 256x256, {s0[3]} in Mask R-CNN on the digits; "
         f"B0 takes {b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN-ReLU's",
     )
+    detector, gan = (
+        {r["norm"]: f"{r['kept_bytes'] / 2**20:.1f}" for r in result(name)["results"]}
+        for name in ("memory_mask_rcnn_r50_256.json", "memory_biggan_64.json")
+    )
+    yield (
+        "choosing.md",
+        f"keeps {detector['EvoNormS0']} MiB with S0, {detector['EvoNormB0']} with B0, "
+        f"{detector['GN']} with GN and {detector['BN']} with BN",
+    )
+    yield (
+        "choosing.md",
+        f"{gan['EvoNormS0']} MiB with S0, {gan['EvoNormB0']} with B0, {gan['GN']} with GN-ReLU and "
+        f"{gan['BN']} with BN-ReLU",
+    )
+    yield (
+        "../README.md",
+        f"keeps {detector['EvoNormS0']} MiB with EvoNorm-S0, {detector['GN']} with GN",
+    )
     counts = {
         r["layer"]: r["parameters"] / 1e6 for r in result("table4_complexity.json")["table_4"][:4]
     }

@@ -47,6 +47,33 @@ def test_all_norms_take_turns(call, small, tmp_path, model):
         assert 0 < low <= ratio["median"] <= high < math.inf
 
 
+def test_memory_is_that_of_the_tensors_kept():
+    weight = torch.ones(3, 10, requires_grad=True)
+    x = torch.ones(5, 10)
+
+    def step():
+        for width in (1, 2):  # the second is more, and the first is gone by then
+            y = torch.cat([x] * width).mm(weight.T).exp()
+            (y * y.sin()).sum().backward()
+
+    # Of each row in float32: what mm keeps, 10 values, and y and its sine, 3 each.
+    assert tool.kept_bytes(step) == 2 * 5 * (10 + 3 + 3) * 4
+    assert tool.kept_bytes(step) == 2 * 5 * (10 + 3 + 3) * 4
+
+
+@pytest.mark.parametrize("model", ["mask-rcnn-digits", "biggan-32"])
+def test_memory_of_all_norms(call, small, tmp_path, model):
+    file = tmp_path / "r.json"
+    arguments = ("--model", model, "--memory", "--device", "cpu", "--json", file)
+    status, out, err = call(*arguments, *small[model])
+    assert status == 0, err
+    results = json.loads(file.read_text())["results"]
+    assert [r["norm"] for r in results] == ["BN", "GN", "EvoNormB0", "EvoNormS0"]
+    assert all(f"{r['kept_bytes'] / 2**20:.1f} MiB" in out for r in results)
+    least = min(r["kept_bytes"] for r in results)
+    assert all(0 < r["kept_bytes"] < 1.3 * least for r in results)
+
+
 def test_the_mask_head_has_its_full_batch(small):
     from detectron2.modeling import build_model
     from detectron2.utils.events import EventStorage
