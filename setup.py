@@ -156,6 +156,7 @@ setup(
         "ray": ["ray"],  # for tools/reproduce.py --ray
         "dev": [
             "mkdocstrings-python ; python_version >= '3.11'",
+            "moocore ; python_version >= '3.10'",  # Pareto fronts, for the search's tests
             "onnx",
             "onnxruntime",
             "onnxscript",
