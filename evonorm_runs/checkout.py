@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-# A checkout has the two folders beside its packages, a wheel has copies of them in this package.
+# A checkout has the two folders next to its packages; a wheel has copies in this package.
 ROOT = _HERE if (_HERE / "tools").is_dir() else _HERE.parent
 
 
 def run() -> None:
-    """Become `python tools/train_net.py ...`, when called as `evonorm-train-net ...`; so for all.
+    """Run the tool that this command is named after: `evonorm-train-net` runs tools/train_net.py.
 
     An argument `configs/...` that is not in the current folder means the file of that name in ROOT.
     """

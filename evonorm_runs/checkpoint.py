@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, finite, and of the run that goes on from them."""
+"""Write checkpoints, whole and with finite values only, and check which run one belongs to."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ def write_checkpoint(path: Path, data: dict[str, Any]) -> None:
 
 
 def check_same_run(old: CfgNode, new: CfgNode, path: Path, may_differ: Collection[str]) -> None:
-    """Raise a UserError if what the checkpoint at `path` had set makes `new` another run.
+    """Raise a UserError if the checkpoint at `path` belongs to a run with other settings.
 
     Args:
-        may_differ: the keys that may, beside DEVICE and OUTPUT_DIR.
+        old: the settings in the checkpoint.
+        new: the settings of the run that is to continue from it.
+        may_differ: the keys that may differ, in addition to DEVICE and OUTPUT_DIR.
     """
     was, now = flat(old), flat(new)
     differing = [

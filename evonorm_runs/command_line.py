@@ -23,14 +23,14 @@ def run_tool(
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Decorator of a tool's `main`, which returns its exit status.
 
-    A UserError becomes a line and the status 2, Ctrl-C a line and the status 130, a training
-    stopped by SIGTERM a line and the status 143. Any other error is a fault of the program and
-    keeps its traceback.
+    After a UserError, it prints one line and returns 2. After Ctrl-C, it prints one line and
+    returns 130, and for a training that SIGTERM stopped, 143. Any other error is a fault of the
+    program and keeps its traceback.
 
     Args:
-        name: of the tool, which begins the line.
+        name: the tool's name, which begins the line.
         stopped: what the line says after Ctrl-C.
-        kinds: other errors that are a user's in this tool.
+        kinds: other errors that are the user's in this tool.
     """
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
@@ -47,8 +47,8 @@ def run_tool(
                 if line is None:
                     raise
                 if not distributed.is_main():
-                    # The main process prints the same line and torchrun then stops this one,
-                    # unless the fault, a damaged image say, is this process's alone.
+                    # Most faults occur in all processes: the main one prints the line, and torchrun
+                    # stops this one meanwhile. It prints its own faults, such as a damaged image.
                     time.sleep(5)
                 print(f"{name}: {line}", file=sys.stderr)
                 return 2
@@ -79,7 +79,7 @@ def run_trainer(
 
 
 def parse(description: str | None, configs: str) -> argparse.Namespace:
-    """--config-file, --resume and KEY VALUE ...; `configs`: the folder of the recipes."""
+    """Parse --config-file, --resume and KEY VALUE ...; `configs` is the folder of the recipes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", required=True, help=f"one of {configs}")
     parser.add_argument(

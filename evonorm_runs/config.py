@@ -39,7 +39,7 @@ def merge(cfg: CfgNode, file: str | None, overrides: Sequence[str] = ()) -> CfgN
                 cfg.merge_from_file(file, allow_unsafe=False)
             except RecursionError as error:
                 raise UserError(f"{file}: its _BASE_ leads back to itself") from error
-            except AttributeError as error:  # fvcore takes what it reads for a dictionary
+            except AttributeError as error:  # fvcore assumes that it read a dictionary
                 raise UserError(f"{file}: not a config, which has KEY: VALUE lines") from error
     with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
         cfg.merge_from_list(list(overrides))
@@ -58,7 +58,7 @@ def merge_saved(cfg: CfgNode, text: str, name: str) -> CfgNode:
 
 
 def finish(cfg: CfgNode, check: Callable[[CfgNode], None]) -> CfgNode:
-    """Choose the DEVICE if none is named, check the values; freezes and returns `cfg`.
+    """Choose the DEVICE if none is named, check the values, freeze `cfg` and return it.
 
     Raises:
         UserError: no such device, or what `check` raises.

@@ -17,7 +17,7 @@ def init(device: str) -> torch.device:
     """Join the other processes if torchrun started this one.
 
     Args:
-        device: "cuda": a GPU per process, by its rank in its node; or any other of PyTorch's.
+        device: "cuda" gives each process the GPU of its rank in its node; or another device.
 
     Returns:
         this process's device.
@@ -33,13 +33,13 @@ def init(device: str) -> torch.device:
 
 @contextlib.contextmanager
 def process_flags(cudnn_benchmark: bool = True) -> Iterator[None]:
-    """Within it, or within a function that it decorates, PyTorch's flags are those of a training.
+    """Set PyTorch's flags for a training, in a `with` block or in a function that it decorates.
 
-    Denormals, frequent in a barely trained network, slow a CPU down 5 to 30 times, so that they
-    count as zero.
+    Denormals count as zero: they are frequent in a barely trained network, and slow a CPU down 5
+    to 30 times.
     """
     before = torch.backends.cudnn.benchmark
-    # PyTorch tells whether they do by computing with one only.
+    # PyTorch does not tell whether denormals count as zero, so compute with one.
     flushed = (torch.tensor([2.0**-1074], dtype=torch.float64) * 1.0).item() == 0
     torch.backends.cudnn.benchmark = cudnn_benchmark
     torch.set_flush_denormal(True)
@@ -57,7 +57,7 @@ def shut_down() -> None:
 
 
 def rank() -> int:
-    """This process's number; before :func:`init` as torchrun has set it."""
+    """This process's number. Before :func:`init` it is the RANK that torchrun has set."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
@@ -72,7 +72,7 @@ def is_main() -> bool:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is set in one of the processes."""
+    """Whether `flag` is set in one of the processes."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag), device=_device())
@@ -87,9 +87,10 @@ def barrier() -> None:
 
 
 def gather(x: Tensor) -> Tensor:
-    """The x (n_i, ...) of all ranks, by rank: (sum of n_i, ...), on every rank and on x's device.
+    """Concatenate the x (n_i, ...) of all ranks, in their order: (sum of n_i, ...) on x's device.
 
-    Ranks may hold different numbers of rows, or none, of the same shape.
+    Every rank gets the result. Ranks may hold different numbers of rows, or none; all rows have the
+    same shape.
     """
     if world_size() == 1:
         return x
@@ -118,13 +119,13 @@ def wrap(network: nn.Module) -> nn.Module:
     if world_size() == 1:
         return network
     devices = [torch.cuda.current_device()] if dist.get_backend() == "nccl" else None
-    with warnings.catch_warnings():  # newer versions of PyTorch call broadcast_buffers otherwise
+    with warnings.catch_warnings():  # newer versions of PyTorch rename broadcast_buffers
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
 
 def no_sync(wrapped: nn.Module, enabled: bool) -> contextlib.AbstractContextManager:
-    """While it lasts, and if enabled, gradients of a wrapped network stay on each rank."""
+    """A context in which the gradients of a wrapped network stay on each rank, if enabled."""
     if enabled and isinstance(wrapped, DistributedDataParallel):
         return wrapped.no_sync()
     return contextlib.nullcontext()

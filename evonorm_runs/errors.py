@@ -1,4 +1,4 @@
-"""Bad input as one line, also where it comes up in another process."""
+"""Errors in the input as one line, also if they are raised in another process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ def user_errors(*kinds: type[BaseException], prefix: str = "") -> Iterator[None]
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike, kept: str = "") -> Iterator[None]:
-    """Raise as a UserError that the disk is full, read-only or broken; `kept`: what is not lost."""
+    """Turn the error of a full, read-only or broken disk into a UserError.
+
+    Args:
+        kept: the end of its line, which says what is not lost.
+    """
     try:
         yield
     except UserError:
@@ -51,7 +55,7 @@ def disk_errors(path: str | os.PathLike, kept: str = "") -> Iterator[None]:
 
 
 def user_error_line(error: BaseException) -> str | None:
-    """The line to show for an exception, None if it is not a UserError but a fault of the program.
+    """The line to show for a UserError; None for any other exception, a fault of the program.
 
     A worker of a data loader, or a process of a distributed run, hands its UserError over as the
     last line of a traceback.

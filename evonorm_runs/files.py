@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and loading them runs no code: what both trainers keep."""
+"""Write files whole or not at all, and load checkpoints without running code from them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read_checkpoint(
     """The dictionary in a checkpoint.
 
     Args:
-        load: reads an open file; must refuse what could run code, naming it after "GLOBAL".
+        load: reads an open file. Its error for what could run code names it after "GLOBAL".
 
     Raises:
         OSError: the file can't be opened.
@@ -78,7 +78,7 @@ def read_checkpoint(
 
 
 def _check_sums(file: IO[bytes], path: str | os.PathLike) -> None:
-    """Compare the parts of what torch.save wrote, a zip, with its checksums: PyTorch does not."""
+    """Compare the parts of a zip that torch.save wrote with their checksums. PyTorch does not."""
     with user_errors(Exception, prefix=f"{path}: damaged: "):  # a damaged zip may raise anything
         if zipfile.is_zipfile(file):
             broken = zipfile.ZipFile(file).testzip()

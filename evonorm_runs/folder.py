@@ -51,7 +51,7 @@ def read_metrics(folder: Path) -> tuple[list[Line], int]:
 def keep_lines(folder: Path, keep: Callable[[Line], bool]) -> tuple[list[Line], int]:
     """The lines of metrics.json that `keep` accepts, and how many others there were.
 
-    The main process removes the others from the file, and what is damaged.
+    The main process removes the others, and damaged lines, from the file.
     """
     found, damaged = read_metrics(folder) if (folder / METRICS).exists() else ([], 0)
     kept = [line for line in found if keep(line)]
@@ -63,20 +63,20 @@ def keep_lines(folder: Path, keep: Callable[[Line], bool]) -> tuple[list[Line], 
 
 
 def dump_line(line: Line) -> bytes:
-    """As a line of metrics.json."""
+    """The bytes of a line of metrics.json."""
     return json.dumps(line).encode() + b"\n"
 
 
 @contextlib.contextmanager
 def claimed(output_dir: str, checkpoints: Sequence[str], resume: bool) -> Iterator[None]:
-    """Make a run's folder and keep other runs out of it; only the main process does.
+    """Make a run's folder and keep other runs out of it. Only the main process does so.
 
     Args:
-        checkpoints: patterns of their names.
+        checkpoints: patterns of the checkpoints' names.
 
     Raises:
-        UserError: it holds a run and `resume` is not set, another process has it, or there can't
-            be such a folder.
+        UserError: the folder holds a run and `resume` is not set, another process works in it, or
+            it can't be made.
     """
     if not output_dir.strip():
         raise UserError("OUTPUT_DIR is empty: name the run's folder")
@@ -101,7 +101,7 @@ def claimed(output_dir: str, checkpoints: Sequence[str], resume: bool) -> Iterat
 
 
 def owns_folder(*checkpoints: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator of `train(cfg, resume)`, around which OUTPUT_DIR is :func:`claimed`."""
+    """Decorator of `train(cfg, resume)`, which keeps OUTPUT_DIR :func:`claimed` meanwhile."""
 
     def decorate(train: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(train)
@@ -115,7 +115,7 @@ def owns_folder(*checkpoints: str) -> Callable[[Callable[..., Any]], Callable[..
 
 
 def _lock(folder: Path) -> IO[str]:
-    """The open lock file; the lock goes with this process, however it ends."""
+    """The open lock file. The lock ends with this process, however that ends."""
     while True:
         file = open(folder / LOCK, "a+")
         try:
@@ -155,7 +155,7 @@ def _refuse_to_overwrite(folder: Path, output_dir: str, checkpoints: Sequence[st
 
 
 def _is_foreign(config: Path, output_dir: str) -> bool:
-    """Whether a config is there that no start of this very run wrote, one that failed early."""
+    """Whether a config is there that an earlier start of this very run can't have written."""
     if not config.exists():
         return False
     try:
@@ -166,7 +166,7 @@ def _is_foreign(config: Path, output_dir: str) -> bool:
 
 
 def write_start(cfg: CfgNode, step: int) -> None:
-    """Write config.yaml, and add to starts.json from which step on what does the run, where.
+    """Write config.yaml, and add a line to starts.json: the step, command, machine and versions.
 
     Raises:
         UserError: they can't be written.

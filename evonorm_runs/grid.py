@@ -1,8 +1,8 @@
-"""A grid of independent runs, each a process with a folder of its own.
+"""A grid of independent runs. Each run is a process, and has a folder of its own.
 
-Beside what the run's tool writes, the folder holds `job.json` (the settings; once the run has
-ended well, its seconds too), `output.txt` (what it printed) and, if it failed, `failed.txt` (why, a
-line). A finished run is not run again; one that failed or was interrupted goes on from its
+The folder holds what the run's tool writes, `job.json` (the settings and, once the run has ended
+well, its seconds), `output.txt` (what it printed) and, if it failed, `failed.txt` (the reason, in
+one line). A finished run is not run again; one that failed or was interrupted goes on from its
 checkpoint.
 """
 
@@ -39,7 +39,7 @@ class Job:
     settings: tuple[str, ...]  # KEY VALUE KEY VALUE ...
 
     def command(self, gpus: int) -> list[str]:
-        """What Python is to run: one process, or one process for each of `gpus` GPUs."""
+        """The arguments to start Python with, for one process or one for each of `gpus` GPUs."""
         launcher: list[str] = []
         options = ["--config-file", str(ROOT / self.config), "--resume"]
         if gpus > 1 and self.tool == "tools/train_net.py":
@@ -86,17 +86,17 @@ def run_jobs(
     ray_address: str | None = None,
     say: Callable[[str], None] = partial(print, flush=True),
 ) -> None:
-    """Run what is not finished, `at_once` at a time on this machine, or as tasks on a Ray cluster.
+    """Run the unfinished jobs, `at_once` at a time on this machine, or as tasks on a Ray cluster.
 
-    One run's failure does not touch the others; :func:`failure` then tells its reason.
+    If a run fails, the others go on; :func:`failure` tells why it failed.
 
     Args:
         gpus: GPUs for each run. With several runs at once each gets its own.
-        ray_address: of a cluster whose machines share this file system and have this package; as
-            :func:`ray.init` takes it ("auto", "local" for one of this machine alone).
+        ray_address: the address of a cluster, as :func:`ray.init` takes it ("auto"; "local" for
+            this machine alone). Its machines share this file system and have this package.
 
     Raises:
-        UserError: a folder holds a run of other settings, or Ray is not to be had.
+        UserError: a folder holds a run of other settings, or Ray is missing or can't be reached.
     """
     waiting = [job for job in jobs if not finished(job)]
     if not waiting:
@@ -112,7 +112,7 @@ def run_jobs(
 
 
 def run_job(job: Job, environment: dict[str, str], gpus: int = 0) -> str | None:
-    """Run it to its end; returns why it did not end well, None if it did."""
+    """Run a job to its end. Returns why it failed, None if it ended well."""
     with user_errors(OSError):
         job.folder.mkdir(parents=True, exist_ok=True)
         lock = open(job.folder / "lock", "w")
@@ -136,10 +136,10 @@ def run_job(job: Job, environment: dict[str, str], gpus: int = 0) -> str | None:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
-                pass_fds=[lock.fileno()],  # an orphan keeps the folder
+                pass_fds=[lock.fileno()],  # if this process dies, the run keeps the lock
             )
         if process.returncode == 0:
-            # How long a run took that was interrupted is not known.
+            # If the run was interrupted, the time before that is not known.
             record["seconds"] = None if resumed else round(time.perf_counter() - start, 1)
             _write(job.folder / "job.json", json.dumps(record))
             return None

@@ -22,7 +22,7 @@ def say(line: str) -> None:
 
 
 def progress(steps: range, total: int, images: int) -> Iterable[int]:
-    """The steps, of `images` images each, under a progress bar where one can be redrawn."""
+    """The steps, of `images` images each, with a progress bar if stderr is a terminal."""
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     scale = {"unit": " images", "unit_scale": images}
     return tqdm(steps, initial=steps.start - 1, total=total, disable=hidden, **scale)
@@ -31,7 +31,8 @@ def progress(steps: range, total: int, images: int) -> Iterable[int]:
 class Log:
     """The JSON lines of a run that has done `step` steps.
 
-    Lines of later steps, left by a process that was killed, are removed: those steps come again.
+    A process that was killed may have left lines of later steps. They are removed, since these
+    steps are done again.
 
     Attributes:
         lines: all lines as dictionaries, in every process.

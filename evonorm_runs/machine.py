@@ -1,4 +1,4 @@
-"""What a figure depends on beside its command: machine, versions, commit, processes."""
+"""What a figure depends on, besides its command: machine, versions, commit, processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def machine() -> str:
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Python's version, and of those packages that are installed."""
+    """The versions of Python, of PyTorch, and of those `packages` that are installed."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -50,7 +50,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Of the checkout that this package is in, with a + if files differ; None without one."""
+    """The commit of the checkout that holds this package, with a + if files differ; or None."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

@@ -25,15 +25,15 @@ def over_all(
 ) -> Iterator[tuple[Input, Any]]:
     """Call a function with each input; yields (input, result) as the calls end.
 
-    Where Ray loses a task, with its machine say, the result is a line that says so.
+    If Ray loses a task, for instance with its machine, the result is a line that says so.
 
     Args:
         at_once: calls at a time on this machine.
-        gpus: for each call. With several calls at once each gets its own.
-        ray_address: of a cluster, as :func:`ray.init` takes it; None for this machine.
+        gpus: GPUs for each call. With several calls at once each gets its own.
+        ray_address: the address of a cluster, as :func:`ray.init` takes it; None for this machine.
 
     Raises:
-        UserError: Ray is not to be had, or its cluster has too few GPUs.
+        UserError: Ray is missing or can't be reached, or its cluster has too few GPUs.
     """
     if ray_address is None:
         return _here(function, inputs, at_once, gpus)
@@ -93,7 +93,7 @@ def _on_ray(
             one = pending.pop(ready[0])
             try:
                 yield one, ray.get(ready[0])
-            except ray.exceptions.RayError as error:  # the machine was lost, say
+            except ray.exceptions.RayError as error:  # for instance, the machine was lost
                 yield one, one_line(error)
     finally:
         ray.shutdown()

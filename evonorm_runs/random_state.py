@@ -1,4 +1,4 @@
-"""The global generators of Python, NumPy and PyTorch, as what a checkpoint can hold."""
+"""The states of Python's, NumPy's and PyTorch's global generators, in a checkpoint's form."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def mix(*parts: int) -> int:
-    """A seed below 2^64 from parts, such that nearby parts give unrelated seeds."""
+    """Mix parts into a seed below 2^64, so that nearby parts give unrelated seeds."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 

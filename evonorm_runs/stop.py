@@ -21,9 +21,9 @@ class Stopped(UserError):
 
 @contextlib.contextmanager
 def on_sigterm() -> Iterator[None]:
-    """Within it, or within a function that it decorates, SIGTERM only lets :func:`asked` say so.
+    """Let :func:`asked` tell of a SIGTERM, in a `with` block or in a function that it decorates.
 
-    A second SIGTERM does what it did before.
+    The first SIGTERM has no other effect. A second one has the effect that it had before.
     """
     if threading.current_thread() is not threading.main_thread():  # the only one to handle signals
         yield
@@ -44,5 +44,5 @@ def on_sigterm() -> Iterator[None]:
 
 
 def asked() -> bool:
-    """Whether one of the run's processes got SIGTERM. All of them must call it, and agree."""
+    """Whether one of the run's processes got SIGTERM. All of them must call it."""
     return distributed.any_rank(_signalled.is_set())

@@ -44,7 +44,7 @@ def make_digits(split: str, resolution: int) -> tuple[Tensor, Tensor]:
     shifted, in a bright colour on a dark one. Always the same, as the seed is fixed.
 
     Raises:
-        UserError: a split or a resolution that there is not.
+        UserError: there is no such split or resolution.
     """
     if split not in VARIANTS:
         raise UserError(f"the digits have no split {split!r}; they have {', '.join(VARIANTS)}")

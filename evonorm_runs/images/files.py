@@ -31,8 +31,8 @@ def image_batches(
     An .npz holds uint8 (N, R, R, 3) under "arr_0" or "images".
 
     Raises:
-        UserError: there are none, or one is damaged or of another size than `resolution`; for a
-            folder's images also while iterating.
+        UserError: there are no images, or one is damaged or of another size than `resolution`. A
+            folder's images are only looked at when they are iterated over.
     """
     if path.is_dir():
         return DataLoader(FolderImages(path, resolution), batch_size, num_workers=num_workers)

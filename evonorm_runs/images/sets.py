@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 TRANSFORM = "square of the short side, antialiased bilinear, RGB; version 1"  # see resize()
 LAYOUT = "a folder per class with its images inside: cat/1.jpg, cat/2.jpg, dog/1.jpg, ..."
 IN_MEMORY = 2**30  # bytes up to which a set that torchvision holds in memory is resized at once
-# Bases; random images; and one whose files are downloaded unasked.
+# Base classes, random images, and a set that downloads its files without being asked.
 _NOT_BY_NAME = ("DatasetFolder", "FakeData", "ImageFolder", "SBU", "VisionDataset")
 # Where torchvision's sets keep their labels, and their files.
 _LABELS = ("targets", "labels", "_labels", "y")
@@ -65,7 +65,7 @@ class ImageSet(Dataset):
         return self._fingerprint
 
     def _identity(self) -> Iterable[Any]:
-        """Memory views of arrays, or what has a repr that tells all of it."""
+        """Memory views of arrays, and objects whose repr tells all about them."""
         raise NotImplementedError
 
 
@@ -86,8 +86,8 @@ class MemorySet(ImageSet):
 class DecodedSet(ImageSet):
     """Images that are decoded, cropped and resized when they are asked for.
 
-    `skip_corrupt`: where one can't be decoded, warn and give the next one, instead of raising a
-    UserError that names it.
+    `skip_corrupt`: if an image can't be decoded, warn and give the next one, instead of raising a
+    UserError that names the image.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class DecodedSet(ImageSet):
         raise NotImplementedError
 
     def _name(self, index: int) -> str:
-        """Of an image, for messages."""
+        """The name of an image, for messages."""
         raise NotImplementedError
 
     def _identity(self) -> Iterable[Any]:
@@ -156,7 +156,7 @@ class FolderSet(DecodedSet):
 
 
 class ZipSet(DecodedSet):
-    """The same in a zip; also there, the folders at the top are the classes.
+    """Images in a zip, with a folder per class at its top.
 
     Raises:
         UserError: not a zip, or no such layout in it.
@@ -230,9 +230,10 @@ class Hdf5Set(ImageSet):
 
 
 class TorchvisionSet(DecodedSet):
-    """A classification set of torchvision's by the name of its class, from files in `root`.
+    """One of torchvision's classification sets, by the name of its Python class.
 
-    Nothing is downloaded. "val" is the set's split of that name, else its test set.
+    Its files are in `root`; nothing is downloaded. "val" is the set's split of that name, or else
+    its test set.
 
     Raises:
         UserError: no such set or split, it is not for classification, or its files are missing.
@@ -331,7 +332,7 @@ def _torchvision_labels(source: Any) -> Tensor | None:
 
 
 def resize(image: Image.Image, resolution: int) -> Tensor:
-    """The middle square of an image, resized with antialiasing, as BigGAN's: uint8 RGB (3, R, R).
+    """The middle square of an image, resized as BigGAN does, antialiased: uint8 RGB (3, R, R).
 
     Raises:
         ValueError: more than 8 bits per channel, which a conversion to RGB would clip.
