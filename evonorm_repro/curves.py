@@ -25,32 +25,32 @@ OTHER_V = {"BN-PReLU": 0.25, "BN-Swish": 3.0, "GN-Swish": 3.0, "FRN": -0.5}
 OTHER_V |= {"EvoNormB0": 0.0, "EvoNormS0": 3.0}
 DEVIATIONS = (0.5, 1.0, 2.0)
 COLOURS = ("#d55e00", "#0072b2", "#000000")
-WIDTHS = (3.4, 2.2, 1.0)  # lines that lie on one another all show
+WIDTHS = (3.4, 2.2, 1.0)  # so that lines on top of one another can all be seen
 X = torch.linspace(-3, 3, 121, dtype=torch.float64)
-OTHERS = 4096  # values of a feature map beside the one that is looked at
+OTHERS = 4096  # values of a feature map, without the one that is looked at
 
 
 def curve(
     name: str, x: Tensor, batch: float = 1.0, sample: float = 1.0, v: float | None = None
 ) -> Tensor:
-    """What a layer makes of each value of x (K,), in evaluation mode.
+    """The output of a layer for each value of x (K,), in evaluation mode.
 
     Args:
-        batch: the batch's standard deviation, as the layer remembers it; its mean is 0.
+        batch: the standard deviation of the batch that the layer has seen; its mean is 0.
         sample: the standard deviation of the feature map that holds the value; its mean is 0.
-        v: the layer's v; None for what it starts with.
+        v: the layer's v; None for its initial value.
     """
     layer = build_norm_act(name, 1, dtype=torch.float64, momentum=1.0)
     with torch.no_grad():
-        layer(feature_maps(x, batch))  # its statistics are the batch's that are to be remembered
+        layer(feature_maps(x, batch))  # the running statistics become those of this batch
         if v is not None:
             layer.v.fill_(v)
         return layer.eval()(feature_maps(x, sample))[:, 0, 0, 0]
 
 
 def feature_maps(x: Tensor, deviation: float) -> Tensor:
-    """For each value of x (K,) a map that begins with it, of mean 0: (K, 1, 1, 1 + OTHERS)."""
-    mean = -x / OTHERS  # of the others, half of which lie `apart` above it and half below
+    """For each value of x (K,), a map of mean 0 that begins with it: (K, 1, 1, 1 + OTHERS)."""
+    mean = -x / OTHERS  # of the other values: half are `apart` above this mean, half below
     square = ((OTHERS + 1) * deviation**2 - x**2) / OTHERS - mean**2
     if (square < 0).any():
         raise ValueError(f"x is too large for a deviation of {deviation}")
@@ -59,7 +59,7 @@ def feature_maps(x: Tensor, deviation: float) -> Tensor:
 
 
 def draw_layers(names: Sequence[str], of: str) -> Figure:
-    """A panel for each layer, a line for each standard deviation, of the `batch` or `sample`."""
+    """A panel for each layer, with a line for each deviation of the `batch` or `sample`."""
     figure = _figure(9, 5.6)
     grid = figure.subplots(2, 3, sharex=True, sharey=True)
     for ax, name in zip(grid.flat, names):

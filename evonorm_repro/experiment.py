@@ -20,31 +20,31 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Metric:
-    """A column: what a run's `read` calls it, its title, and the digits shown."""
+    """A column: its key in what `Experiment.read` returns, its title, and the digits shown."""
 
     key: str
     title: str
     digits: int = 1
-    higher: bool = True  # is better
-    compared: bool = True  # between the norms, by a test
+    higher: bool = True  # whether higher is better
+    compared: bool = True  # whether a test compares the norms by it
 
 
 class Experiment(ABC):
-    """What differs between the tables; one subclass each in tables.py.
+    """What differs between the tables. Each table has a subclass in tables.py.
 
     Attributes:
-        title: of the table, with what it was measured on.
-        tool: its path from the repository's root.
-        config: likewise.
+        title: the table's title, which says what the runs were measured on.
+        tool: the training tool's path from the repository's root.
+        config: the config's path from the repository's root.
         norms: the rows.
-        metrics: the columns; the learning rate is chosen by the first.
-        condition: the name of what is varied beside the norm, None if nothing is.
-        conditions: its values; the learning rate is tuned at the first.
-        short: KEY VALUE ... that make a run a short one, to tune by.
-        factors: of the config's learning rate, to choose from; with one nothing is tuned.
-        paper: by norm and condition, what the paper's table has, by metric.
-        baselines: norms that all are compared with, at the last condition.
-        median_and_best: whether the table shows these too.
+        metrics: the columns; the learning rate is chosen by the first one.
+        condition: the name of what is varied in addition to the norm, None if nothing is.
+        conditions: its values; the learning rate is tuned at the first one.
+        short: KEY VALUE ... that make a run a short one, for tuning.
+        factors: multiples of the config's learning rate to choose from; one means no tuning.
+        paper: the figures of the paper's table by metric, by norm and condition.
+        baselines: the norms that all others are compared with, at the last condition.
+        median_and_best: whether the table shows the median and the best too.
         notes: what a reader must know.
     """
 
@@ -64,7 +64,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
-        """KEY VALUE ... of a run, but its seed."""
+        """KEY VALUE ... of a run, without its seed."""
 
     @abstractmethod
     def read(self, folder: Path) -> dict[str, float]:
@@ -74,8 +74,8 @@ class Experiment(ABC):
         """Figures of a row that need no run, by title."""
         return {}
 
-    def prepare(self) -> None:  # noqa: B027 - most have nothing to make
-        """Make the data, if it is not there."""
+    def prepare(self) -> None:  # noqa: B027 - most tables have no data to make
+        """Make the data if it does not exist."""
 
 
 def reproduce(
@@ -86,13 +86,13 @@ def reproduce(
     run: Callable[[list[Job]], None],
     overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run all that is not finished below `out`; returns the rows and how they compare.
+    """Run the unfinished runs below `out`. Returns the rows and the comparisons between them.
 
     Args:
         overrides: KEY VALUE ... of all runs.
 
     Raises:
-        UserError: as :func:`run_jobs`; or a run to tune by is unfinished.
+        UserError: as :func:`run_jobs`; or a run for tuning is unfinished.
     """
     experiment.prepare()
     tuning = {
@@ -137,7 +137,7 @@ def _job(
     condition: Any = None,
     seed: int | None = None,
 ) -> Job:
-    """A run of the grid: with a seed a run to report, without one a run to tune the rate by."""
+    """A run of the grid. Without a seed it is a run for tuning the learning rate."""
     name = [slug(norm), f"lr{factor:g}"]
     if seed is None:
         condition, rest = experiment.conditions[0], [*experiment.short, "SEED", str(TUNING_SEED)]
@@ -172,7 +172,7 @@ def _objective(experiment: Experiment, job: Job) -> float | None:
 def _best_factor(
     experiment: Experiment, norm: str, tuned: dict[tuple[str, float], float | None]
 ) -> float:
-    """The best; of equals, and where all failed, the nearest to the config's own."""
+    """The best factor. If several are equal, or all failed, it is the one nearest to 1."""
     sign = 1 if experiment.metrics[0].higher else -1
     found = {f: tuned.get((norm, f)) for f in experiment.factors}
     values = {f: -math.inf if x is None else sign * x for f, x in found.items()}
@@ -195,7 +195,7 @@ def _row(experiment: Experiment, norm: str, condition: Any, jobs: list[Job]) -> 
 
 
 def summarise(values: list[float]) -> dict[str, Any] | None:
-    """Mean, spread (standard deviation over seeds, None for one) and the values; None of none."""
+    """Mean, spread (standard deviation, None for one value) and values; None without values."""
     if not values:
         return None
     spread = stdev(values) if len(values) > 1 else None
@@ -218,7 +218,7 @@ def _comparisons(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dic
 
 
 def _compare(metric: Metric, row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any] | None:
-    """None where one of the two has fewer than two seeds."""
+    """The comparison of two layers; None if one of them has fewer than two seeds."""
     from scipy.stats import ttest_ind  # slow to import
 
     values, others = ((r[metric.key] or {}).get("values", []) for r in (row, base))
@@ -232,6 +232,6 @@ def _compare(metric: Metric, row: dict[str, Any], base: dict[str, Any]) -> dict[
 
 
 def _verdict(difference: float, p: float, higher: bool) -> str:
-    if not p < SIGNIFICANT:  # nan too, where all values are alike
+    if not p < SIGNIFICANT:  # p is nan if all values are alike
         return "not told apart"
     return "better" if (difference > 0) == higher else "worse"

@@ -13,8 +13,8 @@ from .experiment import Experiment, Metric
 def as_table(experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
     """{"title": ..., "columns": [...], "rows": [[...]], "notes": [...]}, all of them strings.
 
-    A row for each norm, and below it the paper's, if it has one. What is varied beside the norm has
-    a column for each value, as in the paper's table 3.
+    Each norm has a row, and below it a row with the paper's figures if there are any. If something
+    is varied in addition to the norm, each of its values has a column, as in the paper's table 3.
     """
     described = list(results["rows"][0]["described"])
     columns = [metric.title for metric in experiment.metrics] + described
@@ -36,7 +36,7 @@ def as_table(experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_text(table: dict[str, Any], style: str = "simple") -> str:
-    """For a terminal, or in another of tabulate's styles."""
+    """A table as text, for a terminal or in another of tabulate's styles."""
     body = tabulate(
         table["rows"], table["columns"], style, disable_numparse=True, preserve_whitespace=True
     )
@@ -50,7 +50,7 @@ def _seeds(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(experiment: Experiment, row: dict[str, Any], metric: Metric) -> str:
-    """Mean ± spread, of one seed its value; where the paper has them, (median/best)."""
+    """Mean ± spread, or the value of a single seed; with (median/best) if the paper has them."""
     found, digits = row[metric.key], metric.digits
     if found is None:
         return "-"

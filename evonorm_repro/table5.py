@@ -65,8 +65,8 @@ def read_run(folder: Path) -> PeakRun:
 def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """A row for each layer, in the paper's order: seeds, and median and best of IS and of FID.
 
-    If the runs are of ImageNet at 128x128 with Inception, "paper IS" and "paper FID" are table
-    5's, whose other layers have rows too.
+    If the runs are of ImageNet at 128x128 with Inception, "paper IS" and "paper FID" hold the
+    figures of table 5, and the other layers of table 5 have rows too.
 
     Raises:
         UserError: as :func:`read_run`; or two runs have the same layer and seed, or differ in what
@@ -109,7 +109,7 @@ def _row(runs: list[PeakRun], layer: str, extractor: str, paper: bool) -> dict[s
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-    """Table 5's layout, layers with batch statistics apart from those without, and what it is."""
+    """The rows in table 5's layout: layers with batch statistics first, then those without."""
     columns = [key for key in rows[0] if key not in ("layer", "seeds")]
     header = ["Layer", "seeds", *(_title(key) for key in columns)]
     lines = [
@@ -140,7 +140,7 @@ def _cell(value: dict[str, float] | str | None) -> str:
 
 
 def _in_order(layers: set[str]) -> list[str]:
-    """Batch-dependent ones first; the paper's before others."""
+    """Sort layers: batch-dependent ones first, and the paper's before others."""
     order = list(TABLE_5)
     return sorted(
         layers,

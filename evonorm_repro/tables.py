@@ -174,7 +174,7 @@ class Table3(Classification):
 
 
 class Table2(Classification):
-    """Accuracy of layers with batch statistics, and of the searches' baselines."""
+    """Accuracy of layers with batch statistics, and of random and searched baselines."""
 
     table = 2
     norms = (
@@ -193,12 +193,12 @@ TABLES = {"table2": Table2, "table3": Table3, "table4": Table4, "table5": Table5
 
 
 def number(value: float) -> str:
-    """For a config, which takes 1.0, but not 1, for a float."""
+    """A number as text for a config, where 1.0 is a float and 1 is not."""
     return repr(float(f"{value:g}"))
 
 
 def pick(values: dict[str, float], metrics: tuple[Metric, ...], folder: Path) -> dict[str, float]:
-    """The metrics among a run's last values; not finite where COCO had nothing to rate."""
+    """The metrics among a run's last values. A value is not finite if COCO had nothing to rate."""
     missing = [metric.key for metric in metrics if metric.key not in values]
     if missing:
         raise UserError(f"{folder}/metrics.json: no {missing[0]} in it")

@@ -36,13 +36,13 @@ SHAPES = {
     ],
     # 512 RoIs in the box head, 128 in the mask head and after its deconvolution.
     "mask-rcnn-heads": [(512, 256, 7, 7), (128, 256, 14, 14), (128, 256, 28, 28)],
-    # BigGAN-deep with 32 channels, as the digits are learnt, 16 images.
+    # BigGAN-deep with 32 channels, as in the config for the digits, and 16 images.
     "biggan-32": [(16, c, r, r) for c, r in ((128, 4), (128, 8), (32, 16), (128, 16), (32, 32))],
     "biggan-64": [
         (16, c, r, r)
         for c, r in ((512, 4), (128, 8), (512, 8), (256, 16), (64, 32), (128, 32), (32, 64))
     ],
-    # With 128 channels, as on ImageNet, 8 images: the wide and the narrow norms of a block.
+    # With 128 channels, as for ImageNet, and 8 images: a block's wide and narrow norms.
     "biggan-128": [
         (8, c, r, r)
         for c, r in (
@@ -55,11 +55,11 @@ SHAPES["mask-rcnn-2"] = [(2 * n, *rest) for n, *rest in SHAPES["mask-rcnn-1"]]
 GROWTH = [(n, 64, 28, 28) for n in (2, 6, 20, 60, 200, 600, 2000)]  # 1e5 to 1e8 elements
 ON_CHIP = 256 * 1024  # bytes: the registers of a GPU's multiprocessor, or a core's own cache
 WARM_UP = 2  # repetitions
-NATIVE = ("GN-ReLU", "BN-ReLU")  # what the layers that a user names are compared with
+NATIVE = ("GN-ReLU", "BN-ReLU")  # the layers that a user names are compared with these
 
 
 class Copy(nn.Module):
-    """The limit: each value is read and written once."""
+    """The fastest that a layer could be: each value is read and written once."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * 1.0
@@ -79,7 +79,7 @@ class Conditional(nn.Module):
 
 
 def backends(device: str) -> list[str]:
-    """Of our layers on this device, the fastest first."""
+    """The backends of our layers on this device. The first one is the fastest."""
     fastest = ops.backends()[device].replace(",", " ").split()[0]
     return list(dict.fromkeys([fastest, "reference"]))
 
@@ -123,11 +123,11 @@ def is_conditional(model: str) -> bool:
 def native(norm: str, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Module:
     if norm == "BN":
         return nn.BatchNorm2d(shape[1])
-    return nn.GroupNorm(32, shape[1], dtype=dtype)  # on a GPU it takes no other dtype than x's
+    return nn.GroupNorm(32, shape[1], dtype=dtype)  # on a GPU its dtype must be x's
 
 
 def timm_layers(kind: str, channels: int, compiled: bool) -> dict[str, nn.Module]:
-    """timm's layer of this kind, and if `compiled` also through torch.compile; {} without timm."""
+    """timm's layer of this kind, also compiled by torch.compile if `compiled`; {} without timm."""
     try:
         from timm import layers as timm
     except ImportError:
@@ -170,7 +170,7 @@ def gibibyte(device: torch.device) -> Tensor:
 
 
 def saved_bytes(layer: nn.Module, x: Tensor) -> int:
-    """What is kept for the backward pass, the input included."""
+    """The bytes kept for the backward pass, including the input."""
     storages = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def saved_bytes(layer: nn.Module, x: Tensor) -> int:
 
 
 def peak_bytes(layer: nn.Module, x: Tensor, dy: Tensor) -> int:
-    """What a GPU holds at most during forward and backward pass, beside x and dy."""
+    """The most bytes that a GPU holds in a forward and backward pass, in addition to x and dy."""
     torch.cuda.synchronize(x.device)
     before = torch.cuda.memory_allocated(x.device)
     torch.cuda.reset_peak_memory_stats(x.device)
@@ -194,7 +194,7 @@ def peak_bytes(layer: nn.Module, x: Tensor, dy: Tensor) -> int:
 
 
 def least_bytes(name: str, shape: tuple[int, ...], itemsize: int, run: str) -> int:
-    """What the best schedule moves: see `of copy` above; a copy's are its tensors."""
+    """The bytes that the best schedule moves: `of copy` in tools/benchmark_layers.py."""
     n, c, h, w = shape
     training = run == "both"
     if name == "copy":
@@ -213,7 +213,7 @@ def least_bytes(name: str, shape: tuple[int, ...], itemsize: int, run: str) -> i
 
 
 def measure(model: str, shape: tuple[int, ...], args: argparse.Namespace) -> list[dict[str, Any]]:
-    torch.compiler.reset()  # it would give up after some shapes
+    torch.compiler.reset()  # otherwise it stops compiling after some shapes
     dtype = getattr(torch, args.dtype)
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(shape, generator=generator).to(args.device, dtype) for _ in range(2))
@@ -222,7 +222,7 @@ def measure(model: str, shape: tuple[int, ...], args: argparse.Namespace) -> lis
     layers = contestants(model, shape, dtype, args)
     turns = [(name, run) for run in (forward, both) for name in layers]
     times: dict[tuple[str, Callable], list[float]] = {turn: [] for turn in turns}
-    shuffle = random.Random(0).shuffle  # as what runs before may leave a cache warm
+    shuffle = random.Random(0).shuffle  # a layer may leave a warm cache to the next
     for _ in range(WARM_UP + args.repeats):
         shuffle(turns)
         for name, run in turns:
@@ -268,7 +268,7 @@ def summary(taken: list[float], unit: str, scale: float = 1.0) -> dict[str, Any]
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """The first, the median and the third, within the range of the values."""
+    """The first quartile, the median and the third quartile, within the range of the values."""
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
@@ -299,7 +299,7 @@ def norms_table(results: list[dict[str, Any]]) -> str:
 
 
 def family_table(results: list[dict[str, Any]], kind: str, about: str) -> list[str]:
-    """Lines of an EvoNorm beside a copy and the native norm: times, ratios, memory."""
+    """Lines that compare an EvoNorm with a copy and the native norm: times, ratios, memory."""
     norm = FAMILIES[kind]
     names = list(dict.fromkeys(r["layer"] for r in results if r["layer"][:2] in (kind, norm)))
     names = ["copy", *names]
@@ -364,7 +364,7 @@ def align(rows: list[list[str]]) -> list[str]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """The command, where it runs and with what: goes into each result file."""
+    """The command, the machine and the versions, which go into each result file."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("triton", "timm"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -396,7 +396,7 @@ def set_up(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is cuda, but PyTorch sees no GPU")
     if args.repeats < 2:
-        raise ValueError(f"--repeats is {args.repeats}, but quartiles take 2 at least")
+        raise ValueError(f"--repeats is {args.repeats}, but quartiles need 2 at least")
     if args.threads < 1:
         raise ValueError(f"--threads is {args.threads}, but should be 1 at least")
     torch.set_num_threads(args.threads)

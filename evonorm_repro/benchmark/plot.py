@@ -1,4 +1,4 @@
-"""Pictures of what the layers were measured to take."""
+"""Pictures of the time that layers take, from the results of tools/benchmark_layers.py."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw(record: dict[str, Any], out: Path) -> None:
 
 
 def ratios(results: list[dict[str, Any]]) -> Figure:
-    """A panel for each EvoNorm and pass: a row for each shape, a dot for each layer."""
+    """A panel for each EvoNorm and pass, with a row for each shape and a dot for each layer."""
     figure, of, rows = _figure(results)
     axes = figure.subplots(len(PASSES), len(FAMILIES), sharey=True, squeeze=False)
     for line, which in zip(axes, PASSES):
@@ -71,7 +71,7 @@ def ratios(results: list[dict[str, Any]]) -> Figure:
 
 
 def growth(results: list[dict[str, Any]]) -> Figure:
-    """For each pass the time, and the time per element, which is level where growth is linear."""
+    """The time of each pass, and the time per element, which is constant if growth is linear."""
     figure, of, rows = _figure(results, height=8)
     axes = figure.subplots(len(PASSES), 2, squeeze=False)
     elements = [math.prod(shape) for _, shape in rows]
@@ -126,7 +126,7 @@ def check_plot(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ValueError("plots take matplotlib: pip install matplotlib") from error
+        raise ValueError("plots need matplotlib: pip install matplotlib") from error
 
 
 def read(path: Path) -> dict[str, Any]:

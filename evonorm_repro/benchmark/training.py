@@ -119,7 +119,7 @@ def flat(changes: dict[str, Any]) -> list[str]:
 def measure(
     steps: dict[str, Step], repeats: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of each iteration, and, on a GPU, the bytes it takes beside what stays."""
+    """Seconds of each iteration and, on a GPU, the bytes that it needs only while it runs."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     peaks = {}
     turns, shuffle = list(steps), random.Random(0).shuffle

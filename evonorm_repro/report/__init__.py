@@ -1,4 +1,4 @@
-"""A report over runs: one HTML file, which needs no other, made from the runs' folders alone."""
+"""A report over runs: one HTML file that needs no other file. It reads the runs' folders only."""
 
 from .page import write_report
 

@@ -28,7 +28,7 @@ def compare(
 
 
 def other_differences(runs: Sequence[RunFolder]) -> list[str]:
-    """The settings in which the runs differ, but for those of the layer and the seed."""
+    """The settings in which the runs differ, without those of the layer and the seed."""
     differ, _ = compare([run.config for run in runs if run.config])
     return [key for key in differ if key != "SEED" and not _of_layer(key, runs[0])]
 
@@ -50,7 +50,8 @@ def over_seeds(runs: Sequence[RunFolder]) -> list[list[RunFolder]]:
 def seed_figures(groups: Sequence[list[RunFolder]]) -> tuple[list[str], Figures]:
     """The name of each group, and the median and range of its runs' results.
 
-    A result that is reported at its peak is each run's best, the others are of its last evaluation.
+    A result that is reported at its peak is the best of each run. All other results are those of a
+    run's last evaluation.
     """
     heads = [group[0] for group in groups]
     differ, _ = compare([head.config for head in heads])

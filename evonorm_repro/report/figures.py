@@ -17,7 +17,7 @@ from .runs import RunFolder
 COLOURS = 8  # the number of colours in style.css: --run-0 and so on
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
-MARKERS = 12  # that are drawn on a curve with many points
+MARKERS = 12  # the number drawn on a curve with many points
 SPREAD = 30  # an axis is logarithmic if its values, all above 0, differ by a larger factor
 
 

@@ -16,9 +16,9 @@ from .runs import RunFolder
 SMALL = 40_000  # bytes; a smaller PNG is taken as it is
 LARGEST = 60_000_000  # pixels; a larger picture is not opened
 QUALITY = 82
-SHEET, GRID = 1200, 512  # pixels of the longer side, at most
-PICTURES, GRIDS = 6, 12  # at most, of one run
-ALL_GRIDS = 72  # about, of all runs of a kind
+SHEET, GRID = 1200, 512  # the most pixels of the longer side
+PICTURES, GRIDS = 6, 12  # the most that are shown of one run
+ALL_GRIDS = 72  # about the most of all runs of a kind
 BUDGET = 4_500_000  # bytes that all pictures in the page may take
 
 

@@ -86,7 +86,7 @@
       input.setAttribute("aria-valuetext", `step ${step}`);
       slider.querySelector("output").textContent = `step ${step}`;
       for (const grid of grids) {
-        // Of each run the last grid up to this step.
+        // Show each run's last grid up to this step.
         const pictures = [...grid.querySelectorAll("[data-step]")];
         const last = pictures.filter((picture) => Number(picture.dataset.step) <= step).pop();
         for (const picture of pictures) picture.hidden = picture !== last;

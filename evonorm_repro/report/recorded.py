@@ -21,7 +21,7 @@ class Table:
 
     Attributes:
         notes: sentences below it.
-        paper: what the paper has instead, also as a table, if anything.
+        paper: the table with the paper's figures, if there is one.
     """
 
     title: str
@@ -59,7 +59,7 @@ def environment(folder: Path) -> dict[str, str]:
             values[key] = value.strip()
         elif key:  # a long value has several lines
             values[key] += " " + line.strip()
-    return {}  # the log ends before the table does
+    return {}  # the log ends within the table
 
 
 def peak_memory(folder: Path) -> float | None:

@@ -39,7 +39,7 @@ def find_results(runs: Sequence[RunFolder]) -> list[Result]:
 def final_figures(runs: Sequence[RunFolder]) -> Figures:
     """The results of each run's last evaluation, after those that are reported at their peak.
 
-    The best of a column is marked, if several runs have a value there.
+    The best value of a column is marked if several runs have a value there.
     """
     found = find_results(runs)
     columns = [(result, True) for result in found if result.peak]

@@ -13,7 +13,7 @@ def _any_result(key: str) -> Result | None:
     return next((result for result in found if result), None)
 
 
-# A run that no kind recognises may hold what the runs of any kind hold.
+# A run that no kind recognises may hold the results of any kind.
 OTHER = Kind(
     id="other",
     title="Other runs",

@@ -13,8 +13,8 @@ class Result:
 
     Attributes:
         sign: 1 if higher is better, -1 if lower is.
-        remark: what a stand-in's key says of it, such as "(not comparable with Inception)"; goes
-            with the title wherever that is shown.
+        remark: what the key of a stand-in for Inception says of it, such as "(not comparable with
+            Inception)". It is shown with the title.
         rank: sorts the results of a kind.
         first: whether its curve is among those that are shown first.
         peak: whether the paper reports it at its peak (section 5.5).
@@ -73,7 +73,7 @@ class Kind:
         classes_title: the heading over these tables.
         against_title: the heading over the charts of results against results.
         curves: the titles of the curves that are shown beside the results, by key of metrics.json.
-        more_curves: how the keys of the curves begin that are folded away.
+        more_curves: the beginning of the keys of those curves that are folded away.
         names_layer: returns whether a setting other than a NORM says which layer a run has.
         samples: the pattern of the grids of samples in a run's folder, whose names are steps.
         samples_note: a sentence over the grids of samples.
