@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import linecache
+import weakref
 from collections import Counter
 from typing import Any, Callable
 
@@ -35,7 +36,9 @@ def compile_function(root: Node, batch: list[Node]) -> Callable[..., Tensor]:
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     names: dict[str, Any] = {**vars(aggregations), "torch": torch, "Tensor": Tensor}
     exec(compile(source, file, "exec"), names)  # names and numbers of a checked expression only
-    return names["formula"]
+    function = names["formula"]
+    weakref.finalize(function, linecache.cache.pop, file, None)  # a search makes a million of them
+    return function
 
 
 class _Writer:
@@ -95,8 +98,11 @@ class _Writer:
         if node.op == "add" and node.inputs[1].op == "neg":
             return f"{inputs[0]} - {self.operand(node.inputs[1].inputs[0], node)}"
         if node.op == "div":
-            below = inputs[1] if node.inputs[1].nonzero else f"guarded({inputs[1]}, eps)"
-            return f"{inputs[0]} / {below}"
+            below = node.inputs[1]
+            if below.nonzero:
+                return f"{inputs[0]} / {inputs[1]}"
+            tensor = f"constant(x, {inputs[1]})" if below.op == "number" else inputs[1]
+            return f"{inputs[0]} / guarded({tensor}, eps)"
         if node.op == "log":
             plain = node.inputs[0].sign == "+"
             return f"torch.log({inputs[0]})" if plain else f"signed_log({inputs[0]}, eps)"

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 
-from evonorm import FORMULAS, Formula, formula_of
+from evonorm import FORMULAS, Formula, build_norm_act, formula_of
 from evonorm.expression import AGGREGATIONS, FUNCTIONS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -335,3 +335,14 @@ def test_formulas_are_copied_and_pickled():
     formula = formula_of("EvoNormB0")
     for other in (copy.deepcopy(formula), pickle.loads(pickle.dumps(formula))):
         assert other == formula and hash(other) == hash(formula)
+
+
+@pytest.mark.parametrize(
+    "text, inside", [("x / 0", "inf"), ("mean_b(x / 0)", "inf"), ("x + 0 / 0", "nan")]
+)
+def test_division_by_the_number_zero_has_no_finite_value(text, inside):
+    """Table 1's x / (y + eps sign(y)) at y = 0, as a layer and inside a statistic."""
+    layer = build_norm_act(text, 2, dtype=torch.float64)
+    with torch.no_grad():
+        y = layer(torch.ones(3, 2, 4, 4, dtype=torch.float64))
+    assert (y.isnan() if inside == "nan" else y.isinf()).all()
