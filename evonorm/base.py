@@ -157,10 +157,12 @@ class NormAct(nn.Module):
             )
         if not x.is_floating_point():
             raise TypeError(f"{name} takes a floating-point tensor, not {x.dtype}")
-        if torch.compiler.is_compiling():  # a comparison would fix the number of samples
-            return
+        compiling = torch.compiler.is_compiling()  # to compare samples would fix their number
         for what, given in (("weight", weight), ("bias", bias)):
-            if given is not None and given.shape != (c,) and given.shape != (x.shape[0], c):
+            if given is None:
+                continue
+            right = given.dim() in (1, 2) and given.shape[-1] == c
+            if not right or (given.dim() == 2 and not compiling and len(given) != len(x)):
                 raise ValueError(
                     f"{name}: {what} should have the shape ({c},) or ({x.shape[0]}, {c}), "
                     f"not {tuple(given.shape)}"

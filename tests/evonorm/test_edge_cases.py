@@ -158,3 +158,10 @@ def test_weight_and_bias_of_another_shape_are_refused(name, shape):
     for what in ("weight", "bias"):
         with pytest.raises(ValueError, match=rf"{what} should have the shape \(8,\) or \(3, 8\)"):
             layer(x, **{what: torch.ones(shape)})
+
+
+def test_weight_of_another_shape_is_refused_while_compiling():
+    layer, x = build_norm_act("GN-Swish", 8), random(3, 8, 2, 2)
+    torch.compiler.reset()
+    with pytest.raises(ValueError, match=r"weight should have the shape \(8,\) or \(3, 8\)"):
+        torch.compile(layer, backend="eager")(x, torch.ones(3, 8, 1, 1))
