@@ -37,7 +37,7 @@ def get_cfg() -> CfgNode:
     c.DATA = CfgNode()
     c.DATA.NAME = "folder"  # "digits", or "folder": ROOT/train and ROOT/val, a folder per class
     c.DATA.ROOT = "datasets/imagenet"
-    c.DATA.VARIANTS = 1  # of the digits' 8 training images per scan
+    c.DATA.VARIANTS = 1  # how many of the digits' 8 training images per scan are used
     c.DATA.NUM_WORKERS = 8  # processes that decode a folder's images
 
     c.INPUT = CfgNode()
@@ -45,14 +45,14 @@ def get_cfg() -> CfgNode:
 
     c.SOLVER = CfgNode()
     c.SOLVER.IMS_PER_WORKER = 128  # the images that a batch statistic is taken over
-    c.SOLVER.WORKERS = 8  # spread over the processes; one with several takes them in turn
+    c.SOLVER.WORKERS = 8  # spread over the processes; a process takes its workers in turn
     c.SOLVER.BASE_LR = 0.1  # for REFERENCE_BATCH images per step; scaled linearly for others
     c.SOLVER.REFERENCE_BATCH = 256
     c.SOLVER.EPOCHS = 90
     c.SOLVER.WARMUP_EPOCHS = 5.0  # the learning rate rises linearly from 0
     c.SOLVER.SCHEDULE = "multistep"  # or "cosine"
     c.SOLVER.MILESTONES = (30.0, 60.0, 80.0)  # epochs after which multistep divides it by 10
-    c.SOLVER.MOMENTUM = 0.9  # Nesterov's
+    c.SOLVER.MOMENTUM = 0.9  # Nesterov momentum
     c.SOLVER.WEIGHT_DECAY = 1e-4  # of the kernels; biases and norm-acts have none
     c.SOLVER.LABEL_SMOOTHING = 0.0
     c.SOLVER.AMP = False  # autocast to bfloat16

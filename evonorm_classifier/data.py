@@ -22,7 +22,7 @@ def open_data(cfg: CfgNode) -> tuple[Any, Any]:
     """The training and the validation set that DATA names; each has `len`, `classes`, `batches`.
 
     Raises:
-        UserError: it is not there, or its parts have other classes.
+        UserError: the data is not there, or the two sets have different classes.
     """
     if cfg.DATA.NAME == "digits":
         images, labels = make_digits("train", cfg.INPUT.SIZE)
@@ -48,13 +48,13 @@ class DigitsSet:
         return len(self.labels)
 
     def batches(self, chosen: Iterable[list[int]], seed: int) -> Batches:
-        """For each list of indices the images float32 (n, 3, R, R) in [-1, 1] and labels (n,)."""
+        """Images float32 (n, 3, R, R) in [-1, 1] and labels (n,) for each list of indices."""
         for indices in chosen:
             yield self.images[indices], self.labels[indices]
 
 
 class FolderSet:
-    """ROOT/SPLIT/CLASS/IMAGE; random crops and mirrored images for training, else the centre."""
+    """Images ROOT/SPLIT/CLASS/IMAGE, cropped and mirrored at random for training."""
 
     def __init__(self, cfg: CfgNode, split: str) -> None:
         from torchvision import transforms as T  # slow to import
@@ -77,7 +77,7 @@ class FolderSet:
         return len(self.images)
 
     def batches(self, chosen: Iterable[list[int]], seed: int) -> Batches:
-        """As of the digits; an image's crop is a function of the seed and the image."""
+        """As :meth:`DigitsSet.batches`. An image's crop is a function of the seed and the image."""
         # The loader seeds its processes from this generator, not from the global one.
         generator = torch.Generator().manual_seed(seed)
         drawn = _Drawn(self.images, seed)
@@ -101,7 +101,7 @@ class _Drawn(torch.utils.data.Dataset):
 def worker_batches(
     num: int, epoch: int, cfg: CfgNode, rank: int, world_size: int
 ) -> Iterator[list[int]]:
-    """The indices of an epoch's batches that a process takes: step after step, worker after worker.
+    """The indices of a process's batches in an epoch, in the order of the steps and workers.
 
     Process r of P takes the workers from r * WORKERS / P on. The epoch's order of the `num` images
     and each worker's share of it do not depend on the number of processes; the images left over
@@ -125,5 +125,5 @@ def val_batches(num: int, batch_size: int, rank: int, world_size: int) -> Iterat
 
 
 def seed_of(*parts: int) -> int:
-    """A seed below 2^63 from parts, such that nearby parts give unrelated seeds."""
+    """Mix parts into a seed below 2^63, so that nearby parts give unrelated seeds."""
     return mix(*parts) >> 1

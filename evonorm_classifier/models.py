@@ -81,7 +81,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Conv2d | None:
-    """None for the identity, else a projection, which takes the block's first activations."""
+    """A projection of the block's first activations, or None for the identity."""
     return conv(in_channels, channels, 1, stride) if stride > 1 or in_channels != channels else None
 
 
@@ -89,10 +89,10 @@ class PreActResNet(nn.Module):
     """ResNet-v2: images (N, 3, H, W) -> scores (N, num_classes).
 
     Args:
-        block: of all stages.
-        depths: blocks per stage.
-        widths: the stages' `channels`; all stages but the first halve the size.
-        stem: what gives the first stage its widths[0] channels.
+        block: the class of the blocks, in all stages.
+        depths: the number of blocks of each stage.
+        widths: the `channels` of each stage; all stages but the first halve the size.
+        stem: the layers before the first stage, which give widths[0] channels.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ def preact_resnet(
 
 
 def mobilenet_v2(num_classes: int, width: float = 1.0, size: int = 224) -> nn.Module:
-    """torchvision's; small images are halved four times instead of five."""
+    """torchvision's MobileNetV2. Small images are halved four times instead of five."""
     from torchvision.models import mobilenet_v2 as build  # slow to import
 
     model = build(num_classes=num_classes, width_mult=width)

@@ -2,7 +2,7 @@
 
 Synchronous SGD of WORKERS workers (Goyal et al. 2017, arXiv:1706.02677), with the settings of
 section 5.1 of the EvoNorm paper. Each worker normalises by the statistics of its own images; the
-running statistics are the mean over the workers'.
+running statistics are the means of all workers' running statistics.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ RESULTS = ("train_accuracy", "accuracy", "val_loss")
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """Train, and evaluate after each epoch; everything is written to OUTPUT_DIR.
 
-    A run does the same whatever the number of processes its workers are spread over, but for
-    rounding. One that was killed and resumed equals an uninterrupted one bit for bit, on a CPU.
+    The number of processes that the workers are spread over changes nothing but rounding. A run
+    that was killed and resumed equals an uninterrupted one bit for bit, on a CPU.
 
     Args:
         resume: from the checkpoint in OUTPUT_DIR, if there is one.
@@ -81,7 +81,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
             write_log(run, log, step, lr)
         if epoch_ends:
             results = {"train_accuracy": run.pop_train_accuracy(), **evaluate(run, val_set)}
-            # The line first: those of a run killed before its checkpoint come again.
+            # The line comes first: if the run is killed before its checkpoint, it is written again.
             log.write(step, {"epoch": run.epoch, **results})
             say(f"epoch {run.epoch}: {summary(results)}")
             run.save()
@@ -96,7 +96,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 def train_batches(run: ClassifierRun, train_set: DigitsSet | FolderSet) -> Batches:
     """The batches of this process's workers, in turn, after the steps that are done."""
     own = run.cfg, distributed.rank(), distributed.world_size()
-    done = run.step % run.steps * len(run.workers)  # batches of the epoch that goes on
+    done = run.step % run.steps * len(run.workers)  # batches done of the current epoch
     for epoch in range(run.epoch + 1, run.cfg.SOLVER.EPOCHS + 1):
         chosen = itertools.islice(worker_batches(len(train_set), epoch, *own), done, None)
         yield from train_set.batches(chosen, seed_of(run.cfg.SEED, epoch))
@@ -104,7 +104,7 @@ def train_batches(run: ClassifierRun, train_set: DigitsSet | FolderSet) -> Batch
 
 
 def train_step(run: ClassifierRun, step: int, batches: Batches) -> float:
-    """One step, from 1, of this process's workers, one after the other; returns its lr."""
+    """Do one step, counted from 1, for each of this process's workers. Returns its lr."""
     lr = learning_rate(run.cfg, step - 1, run.steps)
     run.start_timer()
     for group in run.optimizer.param_groups:
@@ -112,7 +112,7 @@ def train_step(run: ClassifierRun, step: int, batches: Batches) -> float:
     for i, worker in enumerate(run.workers):
         images, labels = (x.to(run.device, non_blocking=True) for x in next(batches))
         share_statistics(run.batch_norms, i, len(run.workers))
-        run.seed(seed_of(run.cfg.SEED, step, worker))  # of dropout
+        run.seed(seed_of(run.cfg.SEED, step, worker))  # for dropout
         with distributed.no_sync(run.wrapped, i < len(run.workers) - 1):
             scores = run.scores(run.wrapped, images)
             loss = F.cross_entropy(scores, labels, label_smoothing=run.cfg.SOLVER.LABEL_SMOOTHING)
@@ -126,7 +126,7 @@ def train_step(run: ClassifierRun, step: int, batches: Batches) -> float:
 
 
 def learning_rate(cfg: CfgNode, step: int, steps: int) -> float:
-    """For a step, counted from 0, of a run that has `steps` of them in an epoch.
+    """The learning rate of a step, counted from 0, if an epoch has `steps` steps.
 
     It is scaled linearly to the images per step, and rises linearly in the first epochs.
     """
@@ -143,9 +143,9 @@ def learning_rate(cfg: CfgNode, step: int, steps: int) -> float:
 def share_statistics(layers: list[tuple[nn.Module, float]], i: int, workers: int) -> None:
     """Set the momentum of layers for the i-th worker of a process, from 0.
 
-    After all `workers` the running statistics have moved towards the mean of the workers' batch
-    statistics by the layers' own momentum: what the mean over workers with running statistics of
-    their own would be.
+    After all `workers`, the running statistics have moved by the layers' own momentum towards the
+    mean of the workers' batch statistics. They are then the mean that workers with running
+    statistics of their own would have.
     """
     if workers > 1:
         for layer, momentum in layers:
@@ -154,7 +154,7 @@ def share_statistics(layers: list[tuple[nn.Module, float]], i: int, workers: int
 
 
 def hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """1.0 for each image whose class has the highest of its scores (n, classes), else 0.0: (n,)."""
+    """1.0 where the highest of the scores (n, classes) is that of the label, else 0.0: (n,)."""
     return (scores.argmax(1) == labels).float()
 
 
@@ -183,12 +183,12 @@ class ClassifierRun:
     """The model of a run, its position, and its checkpoint.
 
     Attributes:
-        step: steps done.
-        epoch: epochs done.
-        data: how many training images and classes there are.
-        steps: per epoch.
-        images: per step, of all workers.
-        workers: those that this process stands for.
+        step: the number of steps done.
+        epoch: the number of epochs done.
+        data: the numbers of training images and classes.
+        steps: steps per epoch.
+        images: images per step, of all workers.
+        workers: the indices of the workers that this process computes.
     """
 
     def __init__(self, cfg: CfgNode, device: torch.device, images: int, classes: int) -> None:
@@ -220,7 +220,7 @@ class ClassifierRun:
             (m, m.momentum) for m in self.model.modules() if getattr(m, "batch_dependent", False)
         ]
         self.wrapped = distributed.wrap(self.model)
-        # As the authors, who decay kernels only; all else has one dimension.
+        # As the authors do, decay kernels only. All other parameters have one dimension.
         kernels = [p for p in self.model.parameters() if p.dim() > 1]
         others = [p for p in self.model.parameters() if p.dim() <= 1]
         self.optimizer = torch.optim.SGD(
@@ -233,9 +233,9 @@ class ClassifierRun:
             nesterov=solver.MOMENTUM > 0,
             fused=True,
         )
-        # Since the last line of the log: loss and accuracy, summed, and steps.
+        # The sums of loss and accuracy, and the number of steps, since the log's last line.
         self.sums, self.counted = torch.zeros(2, device=device), 0
-        self.timed = 0  # of these steps, those of this process
+        self.timed = 0  # how many of these steps this process itself has done
         self.correct = 0.0  # accuracy, summed over the steps of the epoch
 
     def __str__(self) -> str:
@@ -255,19 +255,19 @@ class ClassifierRun:
         return self.step // self.steps
 
     def scores(self, model: nn.Module, images: Tensor) -> Tensor:
-        """What the model, or its wrapping, gives for images: float32 (n, classes)."""
+        """The scores, float32 (n, classes), that the model, or its wrapper, gives for images."""
         if self.cfg.SOLVER.CHANNELS_LAST:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.SOLVER.AMP):
             return model(images).float()
 
     def start_timer(self) -> None:
-        """Unless it runs already: the time of evaluations is not counted in."""
+        """Start the timer unless it runs. The time of evaluations is not counted."""
         if not self.timed:
             self.began = time.perf_counter()
 
     def pop_means(self) -> tuple[float, float]:
-        """Loss, over all workers, and seconds per step since the last call."""
+        """The mean loss over all workers, and seconds per step, since the last call."""
         means = self.sums / (self.counted * len(self.workers))
         distributed.average_([means])
         loss, accuracy = means.tolist()
@@ -278,13 +278,13 @@ class ClassifierRun:
         return loss, seconds
 
     def pop_train_accuracy(self) -> float:
-        """In percent, of the batches of the epoch that ends, each with the weights of its step."""
+        """The epoch's accuracy in percent. Each batch is rated with the weights of its step."""
         accuracy, self.correct = 100 * self.correct / self.steps, 0.0
         return accuracy
 
     def save(self) -> None:
-        """Replace the run's checkpoint by one of now."""
-        distributed.average_([self.sums])  # which every process goes on from
+        """Replace the run's checkpoint by one of the current state."""
+        distributed.average_([self.sums])  # every process resumes from their mean
         state = {
             "epoch": self.epoch,
             "step": self.step,
@@ -300,10 +300,10 @@ class ClassifierRun:
             write_checkpoint(self.folder / CHECKPOINT, state)
 
     def load(self, path: Path) -> None:
-        """Go on where a checkpoint was written.
+        """Continue from a checkpoint.
 
         Raises:
-            UserError: it is damaged, or of another run.
+            UserError: it is damaged, or belongs to another run.
         """
         data = read_checkpoint(path)
         if {"epoch", "config", "data", "model", "optimizer"} - data.keys():
@@ -315,24 +315,24 @@ class ClassifierRun:
         with user_errors(RuntimeError, prefix=f"{path}: "):
             self.model.load_state_dict(data["model"])
         self.optimizer.load_state_dict(data["optimizer"])
-        # Checkpoints of before were written at the end of an epoch only.
+        # Earlier versions wrote checkpoints at the end of an epoch only, without these keys.
         self.step = data.get("step", data["epoch"] * self.steps)
         self.sums.copy_(data.get("sums", self.sums))
         self.counted, self.correct = data.get("counted", 0), data.get("correct", 0.0)
 
 
 def write_log(run: ClassifierRun, log: Log, step: int, lr: float) -> None:
-    """A line of loss, learning rate and speed.
+    """Write a line with loss, learning rate and speed.
 
     Raises:
-        UserError: the loss is not finite, or, at the end of an epoch, a weight.
+        UserError: the loss is not finite or, at the end of an epoch, a weight is not.
     """
     loss, seconds = run.pop_means()
     weights = run.model.parameters() if step % run.steps == 0 else ()
     if not math.isfinite(loss) or not all(torch.isfinite(p).all() for p in weights):
         log.write(step, {"diverged": 1, "lr": lr})
         raise UserError(
-            f"step {step}: diverged, as the loss is {loss:.4g} or a weight not finite; "
+            f"step {step}: diverged, as the loss is {loss:.4g} or a weight is not finite; "
             "start again in another OUTPUT_DIR with a lower SOLVER.BASE_LR"
         )
     log.write(step, {"loss": loss, "lr": lr, "seconds": seconds})
