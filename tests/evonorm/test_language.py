@@ -337,12 +337,9 @@ def test_formulas_are_copied_and_pickled():
         assert other == formula and hash(other) == hash(formula)
 
 
-@pytest.mark.parametrize(
-    "text, inside", [("x / 0", "inf"), ("mean_b(x / 0)", "inf"), ("x + 0 / 0", "nan")]
-)
-def test_division_by_the_number_zero_has_no_finite_value(text, inside):
+@pytest.mark.parametrize("text", ["x / 0", "mean_b(x / 0)", "tanh(x) / (x - x)"])
+def test_division_by_the_number_zero_is_infinite(text):
     """Table 1's x / (y + eps sign(y)) at y = 0, as a layer and inside a statistic."""
     layer = build_norm_act(text, 2, dtype=torch.float64)
     with torch.no_grad():
-        y = layer(torch.ones(3, 2, 4, 4, dtype=torch.float64))
-    assert (y.isnan() if inside == "nan" else y.isinf()).all()
+        assert layer(torch.ones(3, 2, 4, 4, dtype=torch.float64)).isinf().all()
