@@ -16,7 +16,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from evonorm_runs.checkpoint import write_checkpoint
-from evonorm_runs.config import merge_saved
+from evonorm_runs.config import flat, merge_saved
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write, read_checkpoint
 
@@ -134,8 +134,26 @@ def save_generator_only(
         write_checkpoint(path, {**data, "ema": generator.state_dict()})
 
 
+def keep_discriminator(cfg: CfgNode, path: Path | None) -> CfgNode:
+    """`cfg` with the MODEL.D_32_ENDS_AT of the run that goes on from `path`, if it names none."""
+    if path is None or cfg.MODEL.RESOLUTION != 32 or cfg.MODEL.D_32_ENDS_AT is not None:
+        return cfg
+    old = config_of(load_checkpoint(path), str(path), cfg.DEVICE)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.D_32_ENDS_AT = old.MODEL.D_32_ENDS_AT
+    cfg.freeze()
+    return cfg
+
+
 def config_of(data: dict[str, Any], name: str, device: str) -> CfgNode:
     """The config in a checkpoint called `name`, with `device` for its DEVICE; frozen."""
     cfg = merge_saved(get_cfg(), data["config"], name)
+    held = flat(CfgNode.load_cfg(data["config"]))
+    # What a file means that is older than a key.
+    if "TEST.TRUNCATE_BY" not in held and "generator" not in data:
+        cfg.TEST.TRUNCATE_BY = "scale"  # imported, with the port's statistics
+    if "MODEL.D_32_ENDS_AT" not in held and cfg.MODEL.RESOLUTION == 32:
+        cfg.MODEL.D_32_ENDS_AT = 4
     cfg.DEVICE = str(device)
     return finish_config(cfg)

@@ -34,6 +34,9 @@ def get_cfg() -> CfgNode:
     c.MODEL.DIM_Z = 128
     c.MODEL.G_CH = 128
     c.MODEL.D_CH = 128
+    # The size of D's last maps at 32x32: 8 as in BigGAN-PyTorch and PyTorch-StudioGAN, or 4. By
+    # default 8 for a new run, and what it has been for one that goes on.
+    c.MODEL.D_32_ENDS_AT = None
     c.MODEL.NORM = "EvoNormS0"  # the norm-act of all sites in the generator, the tail's included
     c.MODEL.NUM_GROUPS = None  # by default 16 for GN (paper, section 5.5), 32 for the EvoNorms
     c.MODEL.EPS = None  # by default 1e-4 for BN, each layer's own for the others
@@ -74,7 +77,8 @@ def get_cfg() -> CfgNode:
     c.TEST.EVAL_PERIOD = 5000  # 0: only at the end; -1: never
     c.TEST.NUM_SAMPLES = 50_000
     c.TEST.BATCH_SIZE = 64  # per process
-    c.TEST.TRUNCATION = None  # z is resampled outside of +-TRUNCATION
+    c.TEST.TRUNCATION = None  # of z
+    c.TEST.TRUNCATE_BY = "resample"  # as Brock et al. 2019; or "scale", as their released models
     c.TEST.STANDING_BATCHES = 16  # for batch-dependent norms, of BATCH_SIZE samples each
     c.TEST.EXTRACTOR = "inception-v3-compat"  # or "digits"
     c.TEST.INCEPTION_WEIGHTS = ""  # a file; by default where torch-fidelity keeps its own
@@ -116,6 +120,8 @@ def _check(cfg: CfgNode) -> None:
         "MODEL.RESOLUTION": (32, 64, 128, 256, 512),
         "SOLVER.AMP": ("", "bf16", "fp16"),
         "TEST.EXTRACTOR": ("inception-v3-compat", "digits"),
+        "TEST.TRUNCATE_BY": ("resample", "scale"),
+        "MODEL.D_32_ENDS_AT": (None, 4, 8),
     }
     for key, known in choices.items():
         if value(cfg, key) not in known:

@@ -19,29 +19,49 @@ from evonorm_runs.files import atomic_write
 
 from .models import frozen_spectral_norm
 
+# How z is truncated at t:
+# "resample": N(0, 1), drawn again while outside of +-t, as Brock et al. 2019 (section 3.1) and
+#     PyTorch-StudioGAN have it;
+# "scale": t times N(0, 1) that is drawn again while outside of +-2, as the released BigGANs on
+#     TensorFlow Hub and their PyTorch port have it; 1.5 to 1.6 times wider where t is 1 or less.
+TRUNCATE_BY = ("resample", "scale")
+
 
 def truncated_normal(
-    num: int, dim: int, truncation: float | None, generator: torch.Generator
+    num: int,
+    dim: int,
+    truncation: float | None,
+    generator: torch.Generator,
+    truncate_by: str = "resample",
 ) -> Tensor:
-    """Draws of N(0, 1), each drawn again while it lies outside of +-truncation (Brock et al. 2019).
+    """Draws of N(0, 1), truncated in one of the ways that :data:`TRUNCATE_BY` names.
 
     They are made through the inverse distribution function, which has the same distribution. So
     one state of the generator gives the same quantiles, and alike images, for every truncation.
+
+    Args:
+        truncation: t > 0; None: plain N(0, 1), in both ways.
 
     Returns:
         (num, dim), float32, on the CPU.
 
     Raises:
-        UserError: truncation is not more than 0.
+        UserError: truncation is not more than 0, or there is no such way.
     """
     if truncation is not None and not truncation > 0:
         raise UserError(f"truncation is {truncation}, but should be more than 0, or None")
+    if truncate_by not in TRUNCATE_BY:
+        known = " and ".join(TRUNCATE_BY)
+        raise UserError(f"z can't be truncated by {truncate_by!r}; known are {known}")
+    limit, scale = truncation or torch.inf, 1.0
+    if truncation and truncate_by == "scale":
+        limit, scale = 2.0, truncation
     # No float64 uniform draw lies beyond 8.3 standard deviations.
-    bound = torch.tensor(min(truncation or 9.0, 9.0), dtype=torch.float64)
+    bound = torch.tensor(min(limit, 9.0), dtype=torch.float64)
     low, high = torch.special.ndtr(-bound), torch.special.ndtr(bound)
     uniform = torch.rand(num, dim, dtype=torch.float64, generator=generator)
     z = torch.special.ndtri(low + (high - low) * uniform)
-    return z.clamp(-bound, bound).float()
+    return z.clamp(-bound, bound).mul(scale).float()
 
 
 def latents(
@@ -51,14 +71,16 @@ def latents(
     seed: int,
     truncation: float | None = None,
     class_index: int | None = None,
+    truncate_by: str = "resample",
 ) -> tuple[Tensor, Tensor]:
     """What a generator takes: z (num, dim_z) float32 and y (num,) int64, on the CPU.
 
     y is uniform over the classes, unless `class_index` is given. z is the same in both cases, and
-    its first rows do not depend on `num`.
+    its first rows do not depend on `num`. `truncation` and `truncate_by` are those of
+    :func:`truncated_normal`.
     """
     generator = torch.Generator().manual_seed(seed)
-    z = truncated_normal(num, dim_z, truncation, generator)
+    z = truncated_normal(num, dim_z, truncation, generator, truncate_by)
     if class_index is not None:
         return z, torch.full((num,), class_index)
     return z, torch.randint(num_classes, (num,), generator=generator)
@@ -97,7 +119,12 @@ def generate(G: nn.Module, z: Tensor, y: Tensor, batch_size: int = 64) -> Iterat
 
 
 def standing_statistics(
-    G: nn.Module, num_batches: int, batch_size: int, seed: int, truncation: float | None = None
+    G: nn.Module,
+    num_batches: int,
+    batch_size: int,
+    seed: int,
+    truncation: float | None = None,
+    truncate_by: str = "resample",
 ) -> int:
     """Set G's running statistics to the mean over random batches of its batch statistics.
 
@@ -110,7 +137,7 @@ def standing_statistics(
     """
     device = next(G.parameters()).device
     batches = (
-        latents(batch_size, G.dim_z, G.num_classes, batch_seed, truncation)
+        latents(batch_size, G.dim_z, G.num_classes, batch_seed, truncation, truncate_by=truncate_by)
         for batch_seed in _seeds(num_batches, seed)
     )
     mode = G.training
@@ -125,24 +152,30 @@ def standing_statistics(
 
 
 def check_statistics(
-    G: nn.Module, own: CfgNode, num_batches: int, truncation: float | None
+    G: nn.Module,
+    own: CfgNode,
+    num_batches: int,
+    truncation: float | None,
+    truncate_by: str = "resample",
 ) -> None:
     """Refuse the statistics that G has for another truncation than they were taken at.
 
     Args:
         own: the config of G's checkpoint. With TEST.STANDING_BATCHES 0 its statistics are those of
-            TEST.TRUNCATION, as in imported weights.
+            TEST.TRUNCATION and TEST.TRUNCATE_BY, as in imported weights.
         num_batches: for :func:`standing_statistics`; 0 keeps G's.
-        truncation: that images are to be drawn with.
+        truncation, truncate_by: that images are to be drawn with.
 
     Raises:
         UserError: they differ.
     """
     dependent = any(getattr(module, "batch_dependent", False) for module in G.modules())
-    taken = own.TEST.TRUNCATION
-    if dependent and num_batches == own.TEST.STANDING_BATCHES == 0 and truncation != taken:
+    taken = (own.TEST.TRUNCATION, own.TEST.TRUNCATE_BY)
+    asked = (truncation, truncate_by)
+    if dependent and num_batches == own.TEST.STANDING_BATCHES == 0 and asked != taken:
+        was, now = (f"{t} by {by}" if taken[1] != truncate_by else t for t, by in (taken, asked))
         raise UserError(
-            f"the statistics in the checkpoint are of truncation {taken}, not {truncation}: import "
+            f"the statistics in the checkpoint are of truncation {was}, not {now}: import "
             "the weights for that one, or take 16 batches of statistics (--standing-batches 16, or "
             "TEST.STANDING_BATCHES 16)"
         )
@@ -160,10 +193,11 @@ def class_grid(
     per_class: int,
     seed: int,
     truncation: float | None = None,
+    truncate_by: str = "resample",
     **options: Any,
 ) -> Tensor:
     """One row per class and one z per column: (3, H, W) uint8. `options` as :func:`generate`."""
-    z, _ = latents(per_class, G.dim_z, G.num_classes, seed, truncation)
+    z, _ = latents(per_class, G.dim_z, G.num_classes, seed, truncation, truncate_by=truncate_by)
     y = torch.tensor(list(classes)).repeat_interleave(per_class)
     images = torch.cat(list(generate(G, z.repeat(len(classes), 1), y, **options)))
     return tile(images, per_class)

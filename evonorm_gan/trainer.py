@@ -60,6 +60,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     device = distributed.init(cfg.DEVICE)
     last = check_run(cfg)
     dataset = open_dataset(cfg)
+    cfg = checkpoint.keep_discriminator(cfg, last)
     run = GanRun(cfg, device, list(dataset.classes), len(dataset))
     if last:
         run.load(last)

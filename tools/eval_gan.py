@@ -25,7 +25,7 @@ from evonorm_gan.config import finish_config, load_config
 from evonorm_gan.data import open_dataset
 from evonorm_gan.evaluation.curve import draw_curve, truncation_curve
 from evonorm_gan.evaluation.metrics import Evaluator
-from evonorm_gan.sampling import check_statistics
+from evonorm_gan.sampling import TRUNCATE_BY, check_statistics
 from evonorm_repro.table5 import format_table, table
 from evonorm_runs import distributed
 from evonorm_runs.command_line import run_tool
@@ -62,7 +62,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--real-val", action="store_true", help="real images of the split val")
     parser.add_argument("--num-samples", type=int, help="default: TEST.NUM_SAMPLES")
     parser.add_argument("--seed", type=int, default=0, help="of z and the classes (default: 0)")
-    parser.add_argument("--truncation", type=truncation, help="draw z within +-TRUNCATION")
+    parser.add_argument("--truncation", type=truncation, help="of z (default: TEST.TRUNCATION)")
+    parser.add_argument(
+        "--truncate-by",
+        choices=TRUNCATE_BY,
+        help="resample: draw z again outside of +-TRUNCATION; scale: TRUNCATION times a z within "
+        "+-2 (default: the checkpoint's TEST.TRUNCATE_BY; scale for released weights)",
+    )
     parser.add_argument("--no-ema", action="store_true", help="the weights without averaging")
     parser.add_argument("--inception-weights", help="a file (default: torch-fidelity's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
@@ -98,6 +104,7 @@ def options(args: argparse.Namespace) -> list[str]:
     keys = {
         "TEST.NUM_SAMPLES": args.num_samples,
         "TEST.TRUNCATION": args.truncation,
+        "TEST.TRUNCATE_BY": args.truncate_by,
         "TEST.INCEPTION_WEIGHTS": args.inception_weights,
     }
     return [str(x) for key, x in keys.items() if x is not None for x in (key, x)] + args.opts
@@ -115,6 +122,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         return evaluate_generator(args)
     generator_only = {"--truncation": args.truncation, "--truncation-curve": args.truncation_curve}
     generator_only |= {"--no-ema": args.no_ema, "--num-samples": args.num_samples}
+    generator_only |= {"--truncate-by": args.truncate_by}
     for name, given in generator_only.items():
         if given:
             raise UserError(f"{name} is for generators, but {args.input or '--real-val'} is none")
@@ -144,7 +152,9 @@ def evaluate_generator(args: argparse.Namespace) -> dict[str, Any]:
     path = find_checkpoint(args.input)
     G, own, _, step = load_generator(path, not args.no_ema)
     if args.config_file is not None:
-        cfg = load_config(args.config_file, options(args))
+        # How z is truncated belongs to the weights, not to the real images.
+        by = ["TEST.TRUNCATE_BY", own.TEST.TRUNCATE_BY]
+        cfg = load_config(args.config_file, [*by, *options(args)])
     else:
         cfg = own.clone()
         cfg.defrost()
@@ -154,11 +164,12 @@ def evaluate_generator(args: argparse.Namespace) -> dict[str, Any]:
         if cfg.MODEL[key] != own.MODEL[key]:
             raise UserError(f"{path}: its MODEL.{key} is {own.MODEL[key]}, not {cfg.MODEL[key]}")
     for value in args.truncation_curve or [cfg.TEST.TRUNCATION]:
-        check_statistics(G, own, cfg.TEST.STANDING_BATCHES, value)
+        check_statistics(G, own, cfg.TEST.STANDING_BATCHES, value, cfg.TEST.TRUNCATE_BY)
     evaluator = make_evaluator(cfg)
     G.to(evaluator.extractor.device)
     what = {"checkpoint": str(path), "step": step, "ema": not args.no_ema, "seed": args.seed}
     what |= {"samples": cfg.TEST.NUM_SAMPLES, **about(evaluator)}
+    what |= {"truncate_by": cfg.TEST.TRUNCATE_BY}
     if args.truncation_curve is None:
         results = evaluator.evaluate(G, args.seed)
         return {**what, "truncation": cfg.TEST.TRUNCATION, **results}

@@ -54,6 +54,7 @@ def convert(file: Path, output: Path, truncation: float) -> str:
     cfg.MODEL.G_CH = generator.ch
     cfg.MODEL.DIM_Z = generator.dim_z
     cfg.TEST.TRUNCATION = truncation
+    cfg.TEST.TRUNCATE_BY = "scale"  # as the port draws z, and as its statistics were taken
     cfg.TEST.STANDING_BATCHES = 0  # the imported statistics stay
     save_generator_only(output, generator, finish_config(cfg), class_names(generator))
     r = generator.resolution

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from evonorm_gan.checkpoint import load_generator
 from evonorm_gan.export import export_onnx, export_torchscript
 from evonorm_gan.sampling import (
+    TRUNCATE_BY,
     check_statistics,
     class_grid,
     find_class,
@@ -34,7 +35,13 @@ def grid(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Te
     chosen = [find_class(classes, name) for name in args.classes or classes[:10]]
     take_statistics(G, args, args.truncation)
     picture = class_grid(
-        G, chosen, args.per_class, args.seed, args.truncation, batch_size=args.batch_size
+        G,
+        chosen,
+        args.per_class,
+        args.seed,
+        args.truncation,
+        args.truncate_by,
+        batch_size=args.batch_size,
     )
     return picture, f"rows are the classes {', '.join(classes[i] for i in chosen)}; columns share z"
 
@@ -45,7 +52,7 @@ def interpolation(G: nn.Module, classes: list[str], args: argparse.Namespace) ->
         wanted = "one class" if args.along == "z" else "two classes"
         raise UserError(f"--along {args.along} takes {wanted}, but --classes gives {len(y)}")
     take_statistics(G, args, args.truncation)
-    z, _ = latents(2 * args.rows, G.dim_z, G.num_classes, args.seed, args.truncation)
+    z, _ = draw(G, 2 * args.rows, args, args.truncation)
     start, end = z[: args.rows], z[args.rows :]
     ends = (start, start if args.along == "y" else end)
     picture = interpolate(G, ends, (y[0], y[-1]), args.steps, batch_size=args.batch_size)
@@ -57,7 +64,7 @@ def truncation(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tu
     rows = []
     for value in args.values:
         take_statistics(G, args, value)
-        z, y = latents(args.columns, G.dim_z, G.num_classes, args.seed, value, chosen)
+        z, y = draw(G, args.columns, args, value, chosen)
         rows += generate(G, z, y, args.batch_size)
     picture = tile(torch.cat(rows), args.columns)
     return picture, f"rows are the truncations {', '.join(f'{t:g}' for t in args.values)}"
@@ -66,7 +73,7 @@ def truncation(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tu
 def image(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Tensor, str]:
     chosen = find_class(classes, args.class_name)
     take_statistics(G, args, args.truncation)
-    z, y = latents(1, G.dim_z, G.num_classes, args.seed, args.truncation, chosen)
+    z, y = draw(G, 1, args, args.truncation, chosen)
     return next(generate(G, z, y))[0], f"class {classes[chosen]}, seed {args.seed}"
 
 
@@ -80,10 +87,24 @@ def export(G: nn.Module, args: argparse.Namespace) -> str:
     )
 
 
+def draw(
+    G: nn.Module,
+    num: int,
+    args: argparse.Namespace,
+    truncation: float | None,
+    class_index: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """z and y, as :func:`latents` gives them for the seed and the way of truncation in `args`."""
+    return latents(
+        num, G.dim_z, G.num_classes, args.seed, truncation, class_index, args.truncate_by
+    )
+
+
 def take_statistics(G: nn.Module, args: argparse.Namespace, truncation: float | None) -> None:
     """For batch-dependent norms; the same whatever --seed is."""
-    check_statistics(G, args.own, args.standing_batches, truncation)
-    standing_statistics(G, args.standing_batches, args.batch_size, 0, truncation)
+    by = args.truncate_by
+    check_statistics(G, args.own, args.standing_batches, truncation, by)
+    standing_statistics(G, args.standing_batches, args.batch_size, 0, truncation, by)
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -124,10 +145,16 @@ def parse_arguments() -> argparse.Namespace:
             c.add_argument(
                 "--truncation",
                 type=positive,
-                help="draw z within +-TRUNCATION (default: the run's TEST.TRUNCATION)",
+                help="of z (default: the checkpoint's TEST.TRUNCATION)",
             )
         else:
             c.set_defaults(truncation=None)
+        c.add_argument(
+            "--truncate-by",
+            choices=TRUNCATE_BY,
+            help="resample: draw z again outside of +-TRUNCATION; scale: TRUNCATION times a z "
+            "within +-2 (default: the checkpoint's TEST.TRUNCATE_BY; scale for released weights)",
+        )
         return c
 
     c = command("grid", "one class per row, one z per column", grid)
@@ -173,6 +200,7 @@ def run(args: argparse.Namespace) -> str:
         args.standing_batches = cfg.TEST.STANDING_BATCHES
     if args.truncation is None:
         args.truncation = cfg.TEST.TRUNCATION
+    args.truncate_by = args.truncate_by or cfg.TEST.TRUNCATE_BY
     with user_errors(OSError, prefix=f"{args.output}: "):
         if args.draw:
             picture, about = args.draw(G, classes, args)

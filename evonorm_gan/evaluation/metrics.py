@@ -95,8 +95,13 @@ class Evaluator:
         if truncation == "config":
             truncation = test.TRUNCATION
         G = copy.deepcopy(G)
-        sampling.standing_statistics(G, test.STANDING_BATCHES, test.BATCH_SIZE, seed, truncation)
-        z, y = sampling.latents(test.NUM_SAMPLES, G.dim_z, G.num_classes, seed, truncation)
+        by = test.TRUNCATE_BY
+        sampling.standing_statistics(
+            G, test.STANDING_BATCHES, test.BATCH_SIZE, seed, truncation, by
+        )
+        z, y = sampling.latents(
+            test.NUM_SAMPLES, G.dim_z, G.num_classes, seed, truncation, truncate_by=by
+        )
         parts = list(shares(test.NUM_SAMPLES, test.BATCH_SIZE))
         mine = torch.cat([index for index, _ in parts])
         images = sampling.generate(G, z[mine], y[mine], test.BATCH_SIZE)

@@ -35,4 +35,6 @@ def build_discriminator(cfg: CfgNode) -> Discriminator:
     Raises:
         UserError: as :class:`Discriminator`.
     """
-    return Discriminator(cfg.MODEL.RESOLUTION, cfg.MODEL.D_CH, cfg.MODEL.NUM_CLASSES)
+    m = cfg.MODEL
+    ends_at = m.D_32_ENDS_AT if m.RESOLUTION == 32 else None
+    return Discriminator(m.RESOLUTION, m.D_CH, m.NUM_CLASSES, ends_at)

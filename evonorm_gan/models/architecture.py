@@ -7,7 +7,8 @@ import math
 from evonorm_runs.errors import UserError
 
 # Channels in units of ch. G's stages begin at 4x4 and double the resolution each; D's begin at the
-# image and halve it. The first number of each is what the first layer makes.
+# image and halve it, at 32x32 only down to 8x8. The first number of each is what the first layer
+# makes.
 STAGES: dict[int, dict[str, tuple[int, ...]]] = {
     32: {"G": (4, 4, 4, 4), "D": (4, 4, 4, 4)},
     64: {"G": (16, 16, 8, 4, 2), "D": (1, 2, 4, 8, 16)},
@@ -15,6 +16,7 @@ STAGES: dict[int, dict[str, tuple[int, ...]]] = {
     256: {"G": (16, 16, 8, 8, 4, 2, 1), "D": (1, 2, 4, 8, 8, 16, 16)},
     512: {"G": (16, 16, 8, 8, 4, 2, 1, 1), "D": (1, 1, 2, 4, 8, 8, 16, 16)},
 }
+LAST_MAP = {32: 8, 64: 4, 128: 4, 256: 4, 512: 4}  # of D, as in BigGAN-PyTorch
 ATTENTION_RESOLUTION = 64  # attention follows the stage, but the first layer, that ends there
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from evonorm_runs.errors import UserError
 
-from .architecture import attention_stage, stage_channels
+from .architecture import LAST_MAP, attention_stage, stage_channels
 from .layers import SelfAttention, conv, linear, look_up, spectral_norm
 
 
@@ -48,21 +48,27 @@ class Discriminator(nn.Module):
         resolution: 32, 64, 128, 256 or 512.
         ch: the width; 128 in the paper.
         num_classes: of the labels y.
+        ends_at: the size of the last maps, from which on no stage halves them; by default 8 at
+            32x32 and 4 at the others, as in BigGAN-PyTorch.
 
     Raises:
         UserError: unknown resolution, or a width that cannot be divided.
     """
 
-    def __init__(self, resolution: int, ch: int, num_classes: int) -> None:
+    def __init__(
+        self, resolution: int, ch: int, num_classes: int, ends_at: int | None = None
+    ) -> None:
         super().__init__()
         channels = stage_channels("D", resolution, ch)
         self.resolution = resolution
         self.num_classes = num_classes
         self.first = conv(3, channels[0], 3)
+        size, ends_at = resolution, ends_at or LAST_MAP[resolution]
         blocks: list[nn.Module] = []
         for before, after in zip(channels, channels[1:]):
-            blocks.append(DiscriminatorBlock(before, after, down=True))
+            blocks.append(DiscriminatorBlock(before, after, down=size > ends_at))
             blocks.append(DiscriminatorBlock(after, after, down=False))
+            size = max(size // 2, ends_at)
         self.blocks = nn.ModuleList(blocks)
         stage = attention_stage("D", resolution)
         self.attention = None if stage is None else SelfAttention(channels[stage + 1])

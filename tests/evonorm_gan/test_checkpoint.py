@@ -103,6 +103,21 @@ class TestLoading:
             assert torch.equal(loaded(z, y), original.eval()(z, y))
         assert not torch.equal(G(z, y), average(z, y))
 
+    def test_a_file_older_than_a_key_means_what_it_meant(self, make, tmp_path):
+        """D's last maps were 4x4 at 32x32; an imported generator was the port's."""
+        text = make(1)["config"].splitlines()
+        keys = ("TRUNCATE_BY", "D_32_ENDS_AT")
+        assert sum(key in line for line in text for key in keys) == len(keys)
+        old = "\n".join(line for line in text if not any(key in line for key in keys))
+        cases = {
+            "trained": ({"config": old, "generator": {}}, "resample", 4),
+            "imported": ({"config": old}, "scale", 4),
+            "larger": ({"config": old.replace("RESOLUTION: 32", "RESOLUTION: 64")}, "scale", None),
+        }
+        for case, (data, by, ends_at) in cases.items():
+            cfg = checkpoint.config_of(data, "old.pth", "cpu")
+            assert (cfg.TEST.TRUNCATE_BY, cfg.MODEL.D_32_ENDS_AT) == (by, ends_at), case
+
     def test_runs_no_code(self, tmp_path):
         path = tmp_path / "evil.pth"
         path.write_bytes(pickle.dumps({"step": print}, protocol=2))

@@ -80,6 +80,8 @@ def test_what_is_wrong_is_named_in_one_line(overrides, line):
     [
         ("TEST.TRUNCATION", "abc"),
         ("TEST.NUM_SAMPLES", 9),
+        ("TEST.TRUNCATE_BY", "clip"),
+        ("MODEL.D_32_ENDS_AT", 16),
         ("TEST.STANDING_BATCHES", -1),
         ("MODEL.NUM_GROUPS", 0),
         ("SOLVER.BETAS", "(2.0, 0.9)"),

@@ -383,11 +383,34 @@ def test_logit_is_linear_plus_projection():
     D.blocks[-1].register_forward_hook(lambda m, args, out: seen.append(out))
     _, y = inputs()
     logits = D(torch.rand(3, 3, 32, 32).double() * 2 - 1, y)
-    assert seen[0].shape == (3, 16, 4, 4)
+    assert seen[0].shape == (3, 16, 8, 8)
     h = seen[0].clamp(min=0).sum((2, 3))
     projection = (effective(D.embedding)[y] * h).sum(1)
     torch.testing.assert_close(logits, h @ effective(D.last)[0] + D.last.bias + projection)
     assert projection.abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("resolution, sizes", [(32, (16, 8, 8)), (64, (32, 16, 8, 4))])
+def test_discriminator_halves_its_maps_as_biggan_pytorch_does(resolution, sizes):
+    """Its D_arch: three stages at 32x32, of which two halve; all do at the other resolutions."""
+    D = Discriminator(resolution, 4, 10).eval()
+    assert [m for block in D.blocks[::2] for m in maps(D, block)] == list(sizes)
+    if resolution == 32:
+        old = Discriminator(32, 4, 10, ends_at=4).eval()
+        assert [m for block in old.blocks[::2] for m in maps(old, block)] == [16, 8, 4]
+        old.load_state_dict(D.state_dict())
+        x, y = torch.rand(2, 3, 32, 32), torch.tensor([1, 2])
+        assert not torch.allclose(old(x, y), D(x, y), rtol=0.1)
+
+
+@torch.no_grad()
+def maps(D, block):
+    """The width of the maps that a block makes."""
+    seen = []
+    hook = block.register_forward_hook(lambda m, args, out: seen.append(out.shape[3]))
+    D(torch.zeros(1, 3, D.resolution, D.resolution), torch.tensor([0]))
+    hook.remove()
+    return seen
 
 
 # Inputs, configs

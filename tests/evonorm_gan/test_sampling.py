@@ -45,6 +45,45 @@ def test_one_seed_gives_the_same_quantiles_for_all_truncations():
     np.testing.assert_allclose(narrow, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("t", [0.02, 0.5, 1.0])
+def test_both_ways_of_truncation_have_scipys_moments(t):
+    """The widths differ by half: 0.284 and 0.440 at t = 0.5."""
+    expected = {
+        "resample": stats.truncnorm(-t, t).moment,
+        "scale": lambda order: t**order * stats.truncnorm(-2, 2).moment(order),
+    }
+    assert list(expected) == list(sampling.TRUNCATE_BY)
+    widths = {}
+    for by, moment in expected.items():
+        z = sampling.latents(4000, 128, 10, 0, t, truncate_by=by)[0].double()
+        assert abs(z.mean()) < 0.005 * t
+        for order in (2, 4):
+            assert (z**order).mean().item() == pytest.approx(moment(order), rel=0.02), (by, order)
+        widths[by] = z.std().item()
+    assert 1.5 < widths["scale"] / widths["resample"] < 1.65
+    assert z.abs().max() <= np.float32(2 * t)
+
+
+def test_scaled_z_is_distributed_as_that_of_the_port():
+    port = pytest.importorskip("pytorch_pretrained_biggan.utils")
+    for t in (0.2, 0.5, 1.0):
+        theirs = port.truncated_noise_sample(2000, 128, t, seed=0).flatten()
+        ours = sampling.truncated_normal(2000, 128, t, new(), "scale").flatten().numpy()
+        assert ours.std() == pytest.approx(theirs.std(), rel=0.01)
+        assert stats.ks_2samp(ours, theirs).pvalue > 0.01
+        other = sampling.truncated_normal(2000, 128, t, new()).flatten().numpy()
+        assert theirs.std() > 1.5 * other.std()
+
+
+def test_without_a_truncation_both_ways_are_one():
+    plain, scaled = (
+        sampling.truncated_normal(9, 9, None, new(), by) for by in ("resample", "scale")
+    )
+    assert torch.equal(plain, scaled)
+    with pytest.raises(UserError, match="by 'clip'; known are resample and scale"):
+        sampling.truncated_normal(1, 1, 0.5, new(), "clip")
+
+
 @pytest.mark.parametrize("t", [0.0, -1.0, float("nan")])
 def test_truncation_out_of_range(t):
     with pytest.raises(UserError, match="should be more than 0"):
@@ -230,6 +269,8 @@ def test_statistics_of_another_truncation_are_refused():
     with pytest.raises(UserError, match="are of truncation 1.0, not 0.5"):
         sampling.check_statistics(G, cfg, 0, 0.5)
     sampling.check_statistics(G, cfg, 0, 1.0)
+    with pytest.raises(UserError, match="are of truncation 1.0 by resample, not 1.0 by scale"):
+        sampling.check_statistics(G, cfg, 0, 1.0, "scale")
     sampling.check_statistics(G, cfg, 16, 0.5)
     sampling.check_statistics(free, cfg, 0, 0.5)
 

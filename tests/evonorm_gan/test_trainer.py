@@ -83,6 +83,25 @@ class TestResuming:
         assert lines(whole) == lines(resumed)
         assert [line["step"] for line in lines(whole)] == [2, 4, 5]
 
+    def test_a_run_of_before_d_ended_at_8x8_goes_on_with_4x4(self, tiny_cfg, tmp_path, equal):
+        """Its config has no such key; the two D have the same weights, but not the same scores."""
+        common = ("SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 2, "MODEL.D_32_ENDS_AT")
+        states = {}
+        for ends_at in (4, None):
+            run = tmp_path / str(ends_at)
+            train(tiny_cfg(*common, ends_at, "OUTPUT_DIR", run))
+            states[ends_at] = torch.load(run / "model_0000003.pth", weights_only=True)
+        assert not equal(states[4]["discriminator"], states[None]["discriminator"])
+        run = tmp_path / "4"
+        data = torch.load(run / "model_0000002.pth", weights_only=True)
+        text = data["config"].splitlines()
+        data["config"] = "\n".join(line for line in text if "D_32_ENDS_AT" not in line)
+        torch.save(data, run / "model_0000002.pth")
+        (run / "last_checkpoint").write_text("model_0000002.pth")
+        train(tiny_cfg(*common, None, "OUTPUT_DIR", run), resume=True)
+        again = torch.load(run / "model_0000003.pth", weights_only=True)
+        assert again.pop("config") == states[4].pop("config") and equal(again, states[4])
+
     def test_an_evaluation_that_was_not_finished_is_made_up(self, tiny_cfg, evaluations, tmp_path):
         cfg = tiny_cfg("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 4)
         evaluations([5.0])  # the second evaluation fails

@@ -16,6 +16,7 @@ from evonorm_gan.config import load_config
 from evonorm_gan.evaluation import digits_extractor
 from evonorm_gan.evaluation.metrics import METRICS, metric_key
 from evonorm_gan.models import build_generator
+from evonorm_gan.sampling import TRUNCATE_BY
 from evonorm_runs.images.sets import MemorySet
 
 CONFIG = Path(__file__).parents[2] / "configs" / "gan" / "digits.yaml"
@@ -69,6 +70,24 @@ def test_a_checkpoint(checkpoint, call, tmp_path):
     assert (truncated["truncation"], truncated["samples"]) == (0.4, 15)
     other = results(call(checkpoint, "--seed", 1, "DEVICE", "cpu"))
     assert KEYS[0] in other and other[KEYS[0]] != found[KEYS[0]] != truncated[KEYS[0]]
+
+
+def test_the_checkpoint_says_how_z_is_truncated(overrides, call, tmp_path):
+    found = {}
+    for by in TRUNCATE_BY:
+        cfg = load_config(str(CONFIG), [*overrides, "TEST.TRUNCATE_BY", by])
+        torch.manual_seed(0)
+        path = tmp_path / f"{by}.pth"
+        save_generator_only(path, build_generator(cfg), cfg, [str(i) for i in range(10)])
+        found[by] = [
+            results(call(path, "--truncation", 0.5, *more))
+            for more in ((), ("--config-file", CONFIG, *overrides), ("--truncate-by", "scale"))
+        ]
+    assert [x["truncate_by"] for x in found["resample"]] == ["resample", "resample", "scale"]
+    assert [x["truncate_by"] for x in found["scale"]] == ["scale"] * 3
+    scores = {by: [x[KEYS[0]] for x in results] for by, results in found.items()}
+    narrow, wide = scores["resample"][0], scores["scale"][0]
+    assert scores == {"resample": [narrow, narrow, wide], "scale": [wide] * 3} and narrow != wide
 
 
 def test_a_folder_and_an_npz_of_the_same_images(call, overrides, tmp_path):

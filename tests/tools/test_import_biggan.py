@@ -39,10 +39,14 @@ def test_checkpoint_gives_the_ports_images(released, call):
 
     G, cfg, classes, step = load_generator(output)
     assert (cfg.MODEL.NORM, cfg.MODEL.G_CH, cfg.TEST.TRUNCATION, step) == ("BN-ReLU", 8, 0.4, 0)
+    assert cfg.TEST.TRUNCATE_BY == "scale"
     assert len(set(classes)) == 1000
     assert (classes[0], classes[207]) == ("tench", "golden retriever")
     # What the sampling and evaluation tools do first must leave the imported statistics.
-    standing_statistics(G, cfg.TEST.STANDING_BATCHES, cfg.TEST.BATCH_SIZE, 0, cfg.TEST.TRUNCATION)
+    test = cfg.TEST
+    standing_statistics(
+        G, test.STANDING_BATCHES, test.BATCH_SIZE, 0, test.TRUNCATION, test.TRUNCATE_BY
+    )
     z, y = torch.randn(2, 128), torch.tensor([207, 3])
     with torch.no_grad():
         expected = model(z, torch.eye(1000)[y], 0.4)

@@ -41,6 +41,34 @@ def checkpoint(request, tmp_path_factory):
     return path
 
 
+def test_imported_weights_get_their_own_z(checkpoint, tmp_path, call):
+    """An imported file says how z is truncated; one of before there was that key is the port's."""
+    data = torch.load(checkpoint, weights_only=True)
+    del data["generator"]
+    data["config"] = "\n".join(x for x in data["config"].splitlines() if "TRUNCATE_BY" not in x)
+    imported, out = tmp_path / "imported.pth", tmp_path / "out.png"
+    torch.save(data, imported)
+    cases = {
+        (imported,): 0.440,
+        (imported, "--truncate-by", "resample"): 0.284,
+        (checkpoint,): 0.284,
+        (checkpoint, "--truncate-by", "scale"): 0.440,
+    }
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: seen.append(args[0]) if hasattr(module, "dim_z") else None
+    )
+    try:
+        for arguments, width in cases.items():
+            answer = call("grid", *arguments, "-o", out, "--truncation", 0.5, "--per-class", 50)
+            assert answer[0] == 0, answer
+            assert torch.cat(seen).std().item() == pytest.approx(width, rel=0.03), arguments
+            seen.clear()
+            out.unlink()
+    finally:
+        hook.remove()
+
+
 def draw(checkpoint, z, y, truncation=None, batches=2, ema=True):
     """The images (N, 32, 32, 3) that should be in a picture."""
     G = load_generator(checkpoint, ema)[0]
