@@ -21,7 +21,7 @@ from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write, read_checkpoint
 
 from .config import finish_config, get_cfg
-from .models import Generator, build_generator
+from .models import Generator, build_generator, make_spectral_norm_exact
 
 TAG = "last_checkpoint"
 
@@ -115,6 +115,8 @@ def load_generator(
     generator = build_generator(cfg)
     with user_errors(RuntimeError, prefix=f"{path}: "):
         generator.load_state_dict(data[key])
+    if ema and "generator" in data:  # imported weights keep the estimates they were released with
+        make_spectral_norm_exact(generator)
     return generator.to(device).eval(), cfg, list(data["classes"]), int(data["step"])
 
 

@@ -29,7 +29,12 @@ from .augment import changes, diff_augment
 from .data import describe, open_dataset, to_float, train_batches
 from .evaluation.metrics import Evaluator, metric_key
 from .losses import discriminator_hinge, generator_hinge, orthogonal_penalty
-from .models import build_discriminator, build_generator, singular_values
+from .models import (
+    build_discriminator,
+    build_generator,
+    make_spectral_norm_exact,
+    singular_values,
+)
 from .sampling import class_grid, latents, standing_statistics, write_png
 
 AMP = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -268,6 +273,12 @@ class GanRun:
             + (f"; goes on after step {self.step}" if self.step else "")
         )
 
+    def averaged(self) -> nn.Module:
+        """The generator with the moving average of its weights, as it is evaluated."""
+        G = copy.deepcopy(self.ema.module)
+        make_spectral_norm_exact(G)
+        return G
+
     def autocast(self) -> torch.autocast:
         dtype = AMP[self.cfg.SOLVER.AMP]
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
@@ -460,7 +471,7 @@ def write_log(run: GanRun, log: Log, timer: Timer) -> None:
 
 def write_samples(run: GanRun) -> None:
     """A grid of the moving average's images: a row per class, the same z in every grid."""
-    G = copy.deepcopy(run.ema.module)
+    G = run.averaged()
     test = run.cfg.TEST
     standing_statistics(G, test.STANDING_BATCHES, test.BATCH_SIZE, run.cfg.SEED)
     if distributed.is_main():
@@ -489,7 +500,7 @@ class Evaluation:
 
     def __call__(self, run: GanRun) -> None:
         """Evaluate the run as it is now. All processes take part."""
-        results = self.evaluator.evaluate(run.ema.module, seed=self.cfg.SEED)
+        results = self.evaluator.evaluate(run.averaged(), seed=self.cfg.SEED)
         # The line last: a run killed before it is evaluated again.
         self._keep_best(run, results)
         self.log.write(run.step, results)

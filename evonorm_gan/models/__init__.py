@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 from ..config import norm_options
 from .discriminator import Discriminator
 from .generator import Generator
-from .layers import frozen_spectral_norm, singular_values
+from .layers import frozen_spectral_norm, make_spectral_norm_exact, singular_values
 
 __all__ = [
     "Discriminator",
@@ -15,6 +15,7 @@ __all__ = [
     "build_discriminator",
     "build_generator",
     "frozen_spectral_norm",
+    "make_spectral_norm_exact",
     "singular_values",
 ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evonorm_gan import checkpoint
-from evonorm_gan.models import build_generator
+from evonorm_gan.models import build_generator, make_spectral_norm_exact
 from evonorm_runs.checkpoint import check_same_run
 from evonorm_runs.errors import UserError
 
@@ -100,8 +100,21 @@ class TestLoading:
             loaded, its_cfg, classes, step = checkpoint.load_generator(tmp_path, ema)
             assert not loaded.training and (classes, step) == (list("0123456789"), 7)
             assert its_cfg == cfg
+            if ema:
+                make_spectral_norm_exact(original)
             assert torch.equal(loaded(z, y), original.eval()(z, y))
         assert not torch.equal(G(z, y), average(z, y))
+
+    def test_the_averages_spectral_norm_is_exact_and_an_imported_ones_stays(self, make, tmp_path):
+        data = make(1)
+        torch.nn.init.normal_(data["ema"]["first.parametrizations.weight.original"])
+        path = tmp_path / "a.pth"
+        top = []
+        for more in ({"generator": data["ema"]}, {}):
+            torch.save({**data, **more}, path)
+            G = checkpoint.load_generator(path)[0]
+            top.append(torch.linalg.matrix_norm(G.first.weight, 2).item())
+        assert top[0] == pytest.approx(1, abs=1e-5) and abs(top[1] - 1) > 0.1
 
     def test_a_file_older_than_a_key_means_what_it_meant(self, make, tmp_path):
         """D's last maps were 4x4 at 32x32; an imported generator was the port's."""

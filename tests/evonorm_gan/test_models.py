@@ -303,6 +303,21 @@ def test_singular_values():
     assert singular_values(torch.nn.Linear(2, 2)) == {}
 
 
+@pytest.mark.parametrize("rows, columns", [(6, 9), (9, 6), (1, 7)])
+def test_exact_spectral_norm_divides_by_the_largest_singular_value(rows, columns):
+    torch.manual_seed(0)
+    layer = layers.linear(columns, rows).eval()
+    with torch.no_grad():  # as in a moving average: the estimate is another weight's
+        weight = layer.parametrizations.weight.original.normal_()
+    expected = weight / torch.linalg.svdvals(weight.double()).max()
+    assert (layer.weight - expected).abs().max() > 0.01
+    layers.make_spectral_norm_exact(layer)
+    torch.testing.assert_close(layer.weight, expected.float(), rtol=1e-6, atol=1e-6)
+    before = layer.parametrizations.weight[0]._u.clone()
+    layer.train().weight  # noqa: B018  a power iteration changes nothing any more
+    torch.testing.assert_close(layer.parametrizations.weight[0]._u, before, rtol=1e-5, atol=1e-5)
+
+
 def test_everything_but_gs_embedding_is_spectrally_normalised():
     for model, plain in ((Generator(64, 4, 10), {"embedding"}), (Discriminator(32, 4, 10), set())):
         weighted = {
