@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from evonorm_runs.errors import UserError
+from evonorm_runs.errors import UserError, printable
 from evonorm_runs.images.digits import make_digits
 from evonorm_runs.images.sets import (
     FolderSet,
@@ -72,7 +72,7 @@ def describe(ds: ImageSet) -> str:
 
 
 def _classes(ds: ImageSet) -> str:
-    first = ", ".join(ds.classes[:3]) + (", ..." if len(ds.classes) > 3 else "")
+    first = printable(", ".join(ds.classes[:3])) + (", ..." if len(ds.classes) > 3 else "")
     return f"{len(ds.classes)} class{'es' * (len(ds.classes) != 1)} ({first})"
 
 

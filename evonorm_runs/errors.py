@@ -22,6 +22,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(text).split()) or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: control characters become such as \\x1b."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 @contextlib.contextmanager
 def user_errors(*kinds: type[BaseException], prefix: str = "") -> Iterator[None]:
     """Raise exceptions of these kinds as a UserError: `prefix` and their text on one line."""

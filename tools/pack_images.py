@@ -25,6 +25,8 @@ from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import PARTIAL, atomic_write
 from evonorm_runs.images.sets import FolderSet, ImageSet
 
+MOST_WORKERS = 256
+
 
 @run_tool("pack_images.py")
 def main() -> int:
@@ -35,15 +37,21 @@ def main() -> int:
         "--resolution", type=int, required=True, choices=(32, 64, 128, 256, 512), help="in pixels"
     )
     parser.add_argument(
-        "--skip-corrupt", action="store_true", help="an image's neighbour takes its place"
+        "--skip-corrupt", action="store_true", help="another of its class takes an image's place"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help=f"processes that decode, at most {MOST_WORKERS} (default: 2)",
+    )
     args = parser.parse_args()
     if args.output.suffix not in WRITERS:
         parser.error(f"OUT should end in {' or '.join(WRITERS)}, got {args.output}")
-    if args.workers < 0:
-        parser.error(f"--workers must not be negative, got {args.workers}")
+    if not 0 <= args.workers <= MOST_WORKERS:
+        parser.error(f"--workers must be from 0 to {MOST_WORKERS}, got {args.workers}")
     ds = FolderSet(args.folder.expanduser(), args.resolution, args.skip_corrupt)
+    ds.remedy = "give --skip-corrupt"
     print(describe(ds))
     with user_errors(OSError, UnicodeError):
         pack(ds, args.output, args.workers)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import UserError, one_line
+from .decode import open_image, to_rgb
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class FolderImages(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         path = self.files[index]
         try:
-            image = pil_to_tensor(Image.open(path).convert("RGB"))
+            with open_image(path) as opened:
+                image = pil_to_tensor(to_rgb(opened))
         except Exception as error:  # a damaged file may raise anything
             raise UserError(f"{path}: not an image, or damaged ({one_line(error)})") from error
         _check_size(image.shape[1:], self.resolution, path)
@@ -72,9 +74,12 @@ def read_npz(path: Path, resolution: int) -> Tensor:
             if key is None:
                 held = ", ".join(file) or "nothing"
                 raise UserError(f"{path}: holds {held}, but no array {' or '.join(KEYS)}")
+            _check_header(file.zip, f"{key}.npy")
             images = file[key]
     except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"{path}: too large for this machine's memory") from error
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not an .npz, or damaged ({one_line(error)})") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -84,6 +89,19 @@ def read_npz(path: Path, resolution: int) -> Tensor:
         )
     _check_size(images.shape[1:3], resolution, path)
     return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _check_header(archive: zipfile.ZipFile, name: str) -> None:
+    """Raise a ValueError if an array's header promises more bytes than the file holds."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    promised, held = math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size
+    if promised > held:
+        raise ValueError(f"{name} should be {promised:,} bytes, but is {held:,}")
 
 
 def _check_size(size: tuple[int, int], resolution: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import inspect
@@ -9,7 +10,7 @@ import io
 import logging
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -21,12 +22,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
 
-from ..errors import UserError, one_line, user_errors
+from ..errors import UserError, one_line, printable, user_errors
+from .decode import open_image, to_rgb
+from .tree import files_below, read_files, stat_files
 
 log = logging.getLogger(__name__)
 
-TRANSFORM = "square of the short side, antialiased bilinear, RGB; version 1"  # see resize()
+# See resize(). Version 2: EXIF's rotation, and transparency on white.
+TRANSFORM = "square of the short side, antialiased bilinear, RGB; version 2"
 LAYOUT = "a folder per class with its images inside: cat/1.jpg, cat/2.jpg, dog/1.jpg, ..."
+LARGEST_MEMBER = 2**28  # bytes of an image in a zip: one that says more is no image
 IN_MEMORY = 2**30  # bytes up to which a set that torchvision holds in memory is resized at once
 # Base classes, random images, and a set that downloads its files without being asked.
 _NOT_BY_NAME = ("DatasetFolder", "FakeData", "ImageFolder", "SBU", "VisionDataset")
@@ -50,22 +55,37 @@ class ImageSet(Dataset):
 
     def __init__(self, resolution: int, labels: Tensor, classes: Sequence[str]) -> None:
         self.resolution, self.labels, self.classes = resolution, labels, list(classes)
-        self._fingerprint = ""
+        self._digests: dict[Callable, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def fingerprint(self) -> str:
-        """A hexadecimal digest of everything that the pixels and labels depend on."""
-        if not self._fingerprint:
-            digest = hashlib.sha256()
-            for part in (type(self).__name__, self.resolution, self.classes, *self._identity()):
-                digest.update(part if isinstance(part, memoryview) else f"{part!r}\n".encode())
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+        """A hexadecimal digest of everything that the pixels and labels depend on, by content.
 
-    def _identity(self) -> Iterable[Any]:
-        """Memory views of arrays, and objects whose repr tells all about them."""
+        The files are read: a copy of them elsewhere has the same.
+        """
+        return self._digest(read_files)
+
+    def stamp(self) -> str:
+        """A digest that takes no reading: files by size, times and inode. A copy has another."""
+        return self._digest(stat_files)
+
+    def _digest(self, of_files: Callable[[Path], Iterable[Any]]) -> str:
+        if of_files not in self._digests:
+            digest = hashlib.sha256()
+            parts = (type(self).__name__, self.resolution, self.classes, *self._identity(of_files))
+            for part in parts:
+                digest.update(part if isinstance(part, memoryview) else f"{part!r}\n".encode())
+            self._digests[of_files] = digest.hexdigest()
+        return self._digests[of_files]
+
+    def _identity(self, of_files: Callable[[Path], Iterable[Any]]) -> Iterable[Any]:
+        """Memory views of arrays, and objects whose repr tells all about them.
+
+        Args:
+            of_files: tells files apart, all those of a folder or one.
+        """
         raise NotImplementedError
 
 
@@ -79,16 +99,21 @@ class MemorySet(ImageSet):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
 
-    def _identity(self) -> Iterable[Any]:
+    def _identity(self, of_files: Callable[[Path], Iterable[Any]]) -> Iterable[Any]:
         return (memoryview(x.contiguous().numpy()).cast("B") for x in (self.labels, self.images))
 
 
 class DecodedSet(ImageSet):
     """Images that are decoded, cropped and resized when they are asked for.
 
-    `skip_corrupt`: if an image can't be decoded, warn and give the next one, instead of raising a
-    UserError that names the image.
+    `skip_corrupt`: where one can't be decoded, warn and give another one, of its class if there is
+    one, instead of raising a UserError that names it. Which one depends on the index only.
+
+    Attributes:
+        remedy: what a user sets to skip such images, for that error.
     """
+
+    remedy = "set DATA.SKIP_CORRUPT True"
 
     def __init__(
         self, resolution: int, labels: Tensor, classes: Sequence[str], skip_corrupt: bool
@@ -99,14 +124,17 @@ class DecodedSet(ImageSet):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         if not 0 <= index < len(self):  # which is how an iteration ends
             raise IndexError(f"index {index} of {len(self)} images")
-        for step in range(len(self)):
-            i = (index + step) % len(self)
-            try:
-                return self._decode(i), int(self.labels[i])
-            except UserError as error:
-                if not self.skip_corrupt:
-                    raise
-                log.warning("%s; the next image takes its place", error)
+        try:
+            return self._decode(index), int(self.labels[index])
+        except UserError as error:
+            if not self.skip_corrupt:
+                raise
+            log.warning("%s; another image takes its place", printable(str(error)))
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(index))
+        alike = self.labels[order] == self.labels[index]
+        for other in [*order[alike].tolist(), *order[~alike].tolist()]:
+            with contextlib.suppress(UserError):
+                return self._decode(other), int(self.labels[other])
         raise UserError("DATA.SKIP_CORRUPT: not one of the images can be decoded")
 
     def _decode(self, index: int) -> Tensor:
@@ -115,7 +143,7 @@ class DecodedSet(ImageSet):
                 return resize(image, self.resolution)
         except Exception as error:  # a damaged file may raise anything
             text = f"{self._name(index)}: can't be decoded ({one_line(error)})"
-            hint = "" if self.skip_corrupt else "; remove it, or set DATA.SKIP_CORRUPT True"
+            hint = "" if self.skip_corrupt else f"; remove it, or {self.remedy}"
             raise UserError(text + hint) from error
 
     def _load(self, index: int) -> Image.Image:
@@ -125,7 +153,7 @@ class DecodedSet(ImageSet):
         """The name of an image, for messages."""
         raise NotImplementedError
 
-    def _identity(self) -> Iterable[Any]:
+    def _identity(self, of_files: Callable[[Path], Iterable[Any]]) -> Iterable[Any]:
         return TRANSFORM, PIL.__version__, self.skip_corrupt
 
 
@@ -138,21 +166,23 @@ class FolderSet(DecodedSet):
 
     def __init__(self, root: Path, resolution: int, skip_corrupt: bool = False) -> None:
         self.root = root
+        with user_errors(OSError):
+            files_below(root)  # raises for a link that leads back
         try:
             found = datasets.ImageFolder(root)
         except OSError as error:
-            raise UserError(f"{one_line(error)}; DATA.ROOT should hold {LAYOUT}") from error
+            raise UserError(f"{root} should hold {LAYOUT}; {one_line(error)}") from error
         self.files = [file for file, _ in found.samples]
         super().__init__(resolution, torch.tensor(found.targets), found.classes, skip_corrupt)
 
     def _load(self, index: int) -> Image.Image:
-        return Image.open(self.files[index])
+        return open_image(self.files[index])
 
     def _name(self, index: int) -> str:
         return self.files[index]
 
-    def _identity(self) -> Iterable[Any]:
-        return (*super()._identity(), *stat_files(self.root))
+    def _identity(self, of_files: Callable[[Path], Iterable[Any]]) -> Iterable[Any]:
+        return (*super()._identity(of_files), *of_files(self.root))
 
 
 class ZipSet(DecodedSet):
@@ -179,13 +209,18 @@ class ZipSet(DecodedSet):
         self._archive = _OpenFile(zipfile.ZipFile, path)
 
     def _load(self, index: int) -> Image.Image:
+        size = self._archive().getinfo(self.files[index]).file_size
+        if size > LARGEST_MEMBER:
+            raise ValueError(
+                f"{size / 2**20:,.0f} MiB, but at most {LARGEST_MEMBER >> 20} are read"
+            )
         return Image.open(io.BytesIO(self._archive().read(self.files[index])))
 
     def _name(self, index: int) -> str:
         return f"{self.path}: {self.files[index]}"
 
-    def _identity(self) -> Iterable[Any]:
-        return (*super()._identity(), *stat_files(self.path))
+    def _identity(self, of_files: Callable[[Path], Iterable[Any]]) -> Iterable[Any]:
+        return (*super()._identity(of_files), *of_files(self.path))
 
 
 class Hdf5Set(ImageSet):
@@ -225,8 +260,8 @@ class Hdf5Set(ImageSet):
         with user_errors(OSError, prefix=f"{self.path}: image {index}: "):
             return torch.from_numpy(self._file()["images"][index]), label
 
-    def _identity(self) -> Iterable[Any]:
-        return stat_files(self.path)
+    def _identity(self, of_files: Callable[[Path], Iterable[Any]]) -> Iterable[Any]:
+        return of_files(self.path)
 
 
 class TorchvisionSet(DecodedSet):
@@ -263,8 +298,8 @@ class TorchvisionSet(DecodedSet):
         file = pairs[index][0] if pairs else files[index] if files else f"image {index}"
         return f"{self.name}: {file}"
 
-    def _identity(self) -> Iterable[Any]:
-        return (*super()._identity(), self.name, self.split, *stat_files(self.root))
+    def _identity(self, of_files: Callable[[Path], Iterable[Any]]) -> Iterable[Any]:
+        return (*super()._identity(of_files), self.name, self.split, *of_files(self.root))
 
 
 def open_torchvision(
@@ -335,32 +370,15 @@ def resize(image: Image.Image, resolution: int) -> Tensor:
     """The middle square of an image, resized as BigGAN does, antialiased: uint8 RGB (3, R, R).
 
     Raises:
-        ValueError: more than 8 bits per channel, which a conversion to RGB would clip.
+        ValueError: as :func:`to_rgb`.
     """
-    if image.mode[0] in "IF":
-        raise ValueError(f"mode {image.mode}, but only 8 bits per channel are supported")
+    image = to_rgb(image)
     side = min(image.size)
     left, top = ((length - side) // 2 for length in image.size)
-    image = image.convert("RGB").crop((left, top, left + side, top + side))
+    image = image.crop((left, top, left + side, top + side))
     if side != resolution:
         image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def stat_files(root: Path) -> Iterator[tuple]:
-    """Name, size, times and inode of a file, or of all files in a folder, in order.
-
-    The time of the last change (ctime) can't be set: a file whose contents were replaced is
-    noticed even if its time of modification was restored.
-    """
-    files = [root]
-    if root.is_dir():
-        walk = os.walk(root, followlinks=True)
-        files = sorted(Path(folder, name) for folder, _, names in walk for name in names)
-    for file in files:
-        with user_errors(OSError):
-            s = file.stat()
-        yield os.path.relpath(file, root), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
 
 
 class _OpenFile:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import zipfile
 
 import h5py
@@ -172,6 +173,61 @@ def test_resize_is_antialiased():
     assert (grey - 127.5).abs().max() < 3
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_on_white(mode):
+    """By the formula of compositing; the colour under a transparent pixel does not show."""
+    pixels, alpha = noise(0, 32, 32, 3), noise(1, 32, 32)
+    alpha[:8], alpha[8:16] = 0, 255
+    image = Image.fromarray(pixels).convert("L").convert("RGB") if mode == "LA" else None
+    pixels = pixels if image is None else np.asarray(image)
+    shown = Image.fromarray(np.dstack([pixels, alpha])).convert(mode)
+    share = alpha[:, :, None] / 255
+    expected = share * pixels + (1 - share) * 255
+    found = resize(shown, 32).permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() <= 1
+    assert (found[:8] == 255).all() and np.array_equal(found[8:16], pixels[8:16])
+
+
+def test_exif_turns_an_image(folder):
+    upright = Image.fromarray(noise(0, 32, 32, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees to be seen
+    upright.rotate(90).save(folder / "cat/1.png", exif=exif)
+    image, _ = open_dataset(config(root=folder))[0]
+    assert np.array_equal(image.permute(1, 2, 0), np.asarray(upright))
+
+
+def test_a_fifo_among_images_is_named(folder):
+    os.mkfifo(folder / "cat/0.png")
+    ds = open_dataset(config(root=folder))
+    with pytest.raises(UserError, match=r"cat/0\.png: can't be decoded \(not a regular file\)"):
+        ds[0]
+    assert ds.fingerprint()  # reads the others
+
+
+def test_a_loop_of_links_is_named(folder):
+    (folder / "cat/again").symlink_to(folder / "cat")
+    assert_error("cat/again: a link to a folder that it lies in; remove it", root=folder)
+    (folder / "cat/again").unlink()
+    (folder / "puma").symlink_to(folder / "cat")  # no loop
+    assert len(open_dataset(config(root=folder, classes=3))) == 7
+
+
+def test_a_huge_member_of_a_zip_is_not_read(folder, tmp_path, monkeypatch):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.write(folder / "cat/1.png", "cat/1.png")
+        with file.open("dog/1.png", "w") as member:
+            for _ in range(300):
+                member.write(bytes(2**20))
+    ds = open_dataset(config(root=path))
+    read = []
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, name: read.append(name) or b"")
+    with pytest.raises(UserError, match=r"dog/1\.png: can't .*\(300 MiB, but at most 256 are read"):
+        ds[1]
+    assert not read
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "LA"])
 def test_modes_become_rgb(mode):
     image = Image.fromarray(noise(0, 32, 32, 3)).convert(mode)
@@ -207,16 +263,22 @@ def test_a_corrupt_image_is_skipped_on_request(folder, caplog):
     ds = open_dataset(config(root=folder, skip=True))
     image, label = ds[1]
     (line,) = caplog.messages
-    assert re.search(r"cat/2\.jpg: can't be decoded .*next image", line)
-    assert torch.equal(image, whole[2][0]) and label == 1  # the dog that follows, with its label
+    assert re.search(r"cat/2\.jpg: can't be decoded .*another image takes its place", line)
+    assert torch.equal(image, whole[0][0]) and label == 0  # the other cat
     assert ds.fingerprint() != open_dataset(config(root=folder)).fingerprint()
 
 
-def test_the_last_ones_replacement_is_the_first(folder):
+def test_the_last_ones_replacement_is_not_the_first(folder):
+    """It is another image of its class, always the same one."""
     whole = list(open_dataset(config(root=folder)))
     (folder / "dog/a2/c.png").write_bytes(b"x")
-    image, label = open_dataset(config(root=folder, skip=True))[4]
-    assert torch.equal(image, whole[0][0]) and label == 0
+    ds = open_dataset(config(root=folder, skip=True))
+    image, label = ds[4]
+    assert label == 1 and any(torch.equal(image, whole[i][0]) for i in (2, 3))
+    assert torch.equal(image, ds[4][0])
+    for name in ("dog/a.png", "dog/b.bmp"):
+        (folder / name).write_bytes(b"x")
+    assert ds[4][1] == 0  # no dog is left
 
 
 def test_nothing_but_corrupt_images(folder):
@@ -250,11 +312,23 @@ def test_fingerprint_is_stable(folder, zipped, hdf5):
 
 
 @pytest.mark.parametrize("kind", ["folder", "zipped", "hdf5"])
+def test_a_copy_has_the_same_fingerprint_and_another_stamp(kind, request, tmp_path):
+    root = request.getfixturevalue(kind)
+    root = root() if callable(root) else root
+    copy = tmp_path / "elsewhere" / root.name
+    copy.parent.mkdir()
+    shutil.copytree(root, copy) if root.is_dir() else shutil.copy(root, copy)
+    one, other = (open_dataset(config(root=path)) for path in (root, copy))
+    assert one.fingerprint() == other.fingerprint() and one.stamp() != other.stamp()
+    assert one.stamp() == open_dataset(config(root=root)).stamp()
+
+
+@pytest.mark.parametrize("kind", ["folder", "zipped", "hdf5"])
 def test_fingerprint_notices_a_rewrite_with_the_time_restored(kind, request):
     root = request.getfixturevalue(kind)
     root = root() if callable(root) else root
     file = root / "dog/b.bmp" if root.is_dir() else root
-    before, times = fingerprint(root), file.stat()
+    before, times, stamp = fingerprint(root), file.stat(), open_dataset(config(root=root)).stamp()
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     while file.stat().st_ctime_ns == times.st_ctime_ns:  # the clock of a file system is coarse
@@ -262,7 +336,7 @@ def test_fingerprint_notices_a_rewrite_with_the_time_restored(kind, request):
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert file.stat().st_mtime_ns == times.st_mtime_ns
     assert file.stat().st_size == times.st_size
-    assert fingerprint(root) != before
+    assert fingerprint(root) != before and open_dataset(config(root=root)).stamp() != stamp
 
 
 def test_fingerprint_notices_files_names_and_resolution(folder):
@@ -295,9 +369,9 @@ def test_wrong_number_of_classes(folder, zipped, hdf5):
 def test_no_folders_or_images(folder, tmp_path):
     assert_error("DATA.ROOT: nowhere does not exist", root="nowhere")
     # One level too low.
-    assert_error("DATA.ROOT should hold a folder per class", root=folder / "cat")
+    assert_error("cat should hold a folder per class", root=folder / "cat")
     (folder / "bird").mkdir()
-    assert_error("no valid file for the classes bird.*a folder per class", root=folder)
+    assert_error("a folder per class.*no valid file for the classes bird", root=folder)
     assert_error("a folder per class", root=folder / "cat/1.png")
     empty = tmp_path / "empty.zip"
     with zipfile.ZipFile(empty, "w"):

@@ -65,6 +65,7 @@ def test_a_corrupt_image_leaves_no_file(folder, tmp_path, call, suffix):
     assert status == 2
     line = err.splitlines()[-1]
     assert line.startswith(f"pack_images.py: {folder}/dog ü/3.png: can't be decoded")
+    assert line.endswith("remove it, or give --skip-corrupt")  # it has no DATA keys
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == [folder]
 
@@ -76,7 +77,26 @@ def test_skip_corrupt(folder, tmp_path, call, caplog):
     assert call(*arguments)[0] == 0
     assert len(caplog.messages) == 1 and "cat/1.png" in caplog.messages[0]
     packed = opened(output)
-    assert len(packed) == 5 and torch.equal(packed[1][0], packed[2][0])
+    # Two cats are left of three, and one of them takes the place of the third.
+    assert packed.labels.tolist() == [0, 0, 0, 1, 1]
+    places = [i for i in (0, 2) if torch.equal(packed[1][0], packed[i][0])]
+    assert len(places) == 1
+
+
+def test_the_last_one_of_a_class_is_not_replaced_by_the_first_of_all(folder, tmp_path, call):
+    (folder / "dog ü/3.png").write_bytes(b"x")
+    output = tmp_path / "pets.zip"
+    call(folder, output, "--resolution", 32, "--workers", 0, "--skip-corrupt")
+    packed = opened(output)
+    assert packed.labels.tolist() == [0, 0, 0, 1, 1]
+    assert torch.equal(packed[4][0], packed[3][0])
+
+
+def test_names_of_classes_obey_no_terminal(folder, tmp_path, call):
+    (folder / "cat").rename(folder / "cat\x1b[31m\x07")
+    answer = call(folder, tmp_path / "pets.zip", "--resolution", 32, "--workers", 0)
+    assert answer[0] == 0 and "(cat\\x1b[31m\\x07, dog ü)" in answer[1]
+    assert "\x1b" not in answer[1] + answer[2]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +105,9 @@ def test_skip_corrupt(folder, tmp_path, call, caplog):
         (("nowhere", "a.h5", "--resolution", 32), "nowhere"),
         ((".", "a.tar", "--resolution", 32), "OUT should end in .h5 or .hdf5 or .zip, got a.tar"),
         ((".", "a.h5", "--resolution", 33), "invalid choice: 33"),
-        ((".", "a.h5", "--resolution", 32, "--workers", -1), "--workers must not be negative"),
+        ((".", "a.h5", "--resolution", 32, "--workers", -1), "--workers must be from 0 to 256"),
+        ((".", "a.h5", "--resolution", 32, "--workers", 100_000), "to 256, got 100000"),
+        ((".", "a.h5", "--resolution", 32), ". should hold a folder per class"),
     ],
 )
 def test_bad_arguments(tmp_path, monkeypatch, call, arguments, line):

@@ -1,0 +1,69 @@
+"""The files of a data set, and what tells them from others: quickly, or by content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..errors import user_errors
+
+
+def files_below(root: Path) -> list[Path]:
+    """All files in a folder and the folders in it, links followed, by name; `root` if it is a file.
+
+    Raises:
+        OSError: a link leads to a folder that it lies in, which would be found again and again.
+    """
+    if not root.is_dir():
+        return [root]
+    found = []
+    for folder, names, files in os.walk(root, followlinks=True):
+        for name in names:
+            link = os.path.join(folder, name)
+            target = os.path.realpath(link) if os.path.islink(link) else None
+            if target and (os.path.realpath(folder) + os.sep).startswith(target + os.sep):
+                raise OSError(f"{link}: a link to a folder that it lies in; remove it")
+        found += [Path(folder, name) for name in files]
+    return sorted(found)
+
+
+def stat_files(root: Path) -> Iterator[tuple]:
+    """Name, size, times and inode of a file, or of all files in a folder, in order.
+
+    The time of the last change (ctime) can't be set: a file whose contents were replaced is
+    noticed even if its time of modification was restored.
+    """
+    with user_errors(OSError):
+        for file in files_below(root):
+            s = file.stat()
+            yield os.path.relpath(file, root), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
+
+
+def read_files(root: Path) -> Iterator[tuple]:
+    """Name and sha256 of a file, or of all files in a folder, in order."""
+    with user_errors(OSError), ThreadPoolExecutor(8) as pool:
+        files = files_below(root)
+        digests = tqdm(
+            pool.map(_sha256, files),
+            desc=f"reading {root}, to know it again",
+            total=len(files),
+            disable=None if len(files) > 10_000 else True,
+        )
+        for file, digest in zip(files, digests):
+            yield os.path.relpath(file, root), digest
+
+
+def _sha256(path: Path) -> str:
+    if not stat.S_ISREG(path.stat().st_mode):
+        return "not a regular file"
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
