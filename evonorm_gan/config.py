@@ -80,6 +80,9 @@ def get_cfg() -> CfgNode:
     c.TEST.TRUNCATION = None  # of z
     c.TEST.TRUNCATE_BY = "resample"  # as Brock et al. 2019; or "scale", as their released models
     c.TEST.STANDING_BATCHES = 16  # for batch-dependent norms, of BATCH_SIZE samples each
+    # Images that KID, precision and recall look at, at most; by default 10,000, with the extractor
+    # of the digits 2,000. 50,000 take minutes.
+    c.TEST.SUBSET = None
     c.TEST.EXTRACTOR = "inception-v3-compat"  # or "digits"
     c.TEST.INCEPTION_WEIGHTS = ""  # a file; by default where torch-fidelity keeps its own
     c.TEST.CACHE_DIR = "output/cache"  # of statistics of real images
@@ -133,7 +136,7 @@ def _check(cfg: CfgNode) -> None:
     counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "KEEP")
     positive = [f"SOLVER.{key}" for key in (*counts, "LR_G", "LR_D")]
     positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH")]
-    optional = ("MODEL.NUM_GROUPS", "MODEL.EPS", "TEST.TRUNCATION")
+    optional = ("MODEL.NUM_GROUPS", "MODEL.EPS", "TEST.TRUNCATION", "TEST.SUBSET")
     for key in optional:
         if not isinstance(value(cfg, key), (int, float, type(None))):
             raise UserError(f"{key} is {value(cfg, key)!r}, but should be a number, or None")
@@ -143,6 +146,9 @@ def _check(cfg: CfgNode) -> None:
     check_not_negative(cfg, *zero, "TEST.STANDING_BATCHES")
     if cfg.TEST.NUM_SAMPLES < 10:
         raise UserError(f"TEST.NUM_SAMPLES is {cfg.TEST.NUM_SAMPLES}, but IS takes 10 splits of it")
+    few = cfg.TEST.SUBSET
+    if few is not None and (few < 10 or few % 1):
+        raise UserError(f"TEST.SUBSET is {few}, but should be 10 or more images, or None")
     betas = cfg.SOLVER.BETAS
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"SOLVER.BETAS is {betas}, but should be two numbers in [0, 1)")

@@ -27,7 +27,7 @@ from evonorm_runs.random_state import get_random_state, mix, seed_all, set_rando
 from . import checkpoint
 from .augment import changes, diff_augment
 from .data import describe, open_dataset, to_float, train_batches
-from .evaluation.metrics import Evaluator, metric_key
+from .evaluation.metrics import COUNTS, Evaluator, metric_key
 from .losses import discriminator_hinge, generator_hinge, orthogonal_penalty
 from .models import (
     build_discriminator,
@@ -545,6 +545,9 @@ def collapsed(lines: list[dict[str, Any]], fid: str) -> bool:
 
 def summary(results: dict[str, float]) -> str:
     """Results on one line, such as `IS 98.12, FID 8.70`, a remark that all keys make once."""
-    values = ", ".join(f"{key.split(' (')[0]} {value:.4g}" for key, value in results.items())
+    shown = {key: value for key, value in results.items() if key not in COUNTS}
+    values = ", ".join(f"{key.split(' (')[0]} {value:.4g}" for key, value in shown.items())
     remarks = {f" ({key.split(' (')[1]}" for key in results if " (" in key}
-    return values + "".join(sorted(remarks))
+    counts = [results[key] for key in COUNTS if key in results]
+    about = "; precision and recall of {} images and {} real ones".format(*counts) if counts else ""
+    return values + "".join(sorted(remarks)) + about

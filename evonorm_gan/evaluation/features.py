@@ -16,7 +16,6 @@ import torch_fidelity
 from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch_fidelity.metric_fid import fid_features_to_statistics
 from torch_fidelity.utils import create_feature_extractor
 from tqdm import tqdm
 
@@ -35,7 +34,8 @@ LAYERS = {
     "inception-v3-compat": ("2048", "logits_unbiased"),
     digits_extractor.NAME: digits_extractor.LAYERS,
 }
-# Images, real ones and others, that KID, precision and recall look at: quadratic in their number.
+# Images, real ones and others, that KID, precision and recall look at unless TEST.SUBSET says how
+# many: quadratic in their number.
 SUBSET = {"inception-v3-compat": 10_000, digits_extractor.NAME: 2_000}
 
 
@@ -85,11 +85,19 @@ class Extractor:
             about = "NOT the published Inception weights: not comparable with anything"
         return f"extractor {self.name}: {about}; {self.weights}, sha256 {self.digest}"
 
-    @torch.no_grad()
     def features(
         self, batches: Iterable[tuple[Tensor, int]], total: int | None, what: str
     ) -> tuple[Tensor, Tensor] | None:
-        """Features of both layers of all processes' images, in order.
+        """All that :meth:`stream` yields, as two tensors; None but in the main process."""
+        main = distributed.is_main()
+        kept = [found for found in self.stream(batches, total, what) if main]
+        return tuple(torch.cat(layer) for layer in zip(*kept)) if main else None
+
+    @torch.no_grad()
+    def stream(
+        self, batches: Iterable[tuple[Tensor, int]], total: int | None, what: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features of both layers of all processes' images, in order, batch by batch.
 
         Args:
             batches: this process's :func:`share` of a batch, (n, 3, H, W) uint8, and the number
@@ -97,31 +105,30 @@ class Extractor:
             total: the number of all images, for the progress bar.
             what: their name, there and in an error.
 
-        Returns:
-            Two tensors (N, width), float32 on the CPU; None but in the main process.
+        Yields:
+            Two tensors (n, width), float32 on the CPU, in every process.
 
         Raises:
             UserError: a feature is NaN or infinite; or there is no image.
         """
-        kept: list[list[Tensor]] = [[], []]
         main = distributed.is_main()
         seen = 0
         with tqdm(total=total, desc=what, unit="img", disable=None if main else True) as bar:
             for images, size in batches:
-                for layer, part in zip(kept, self.model(images.to(self.device))):
+                found = []
+                for part in self.model(images.to(self.device)):
                     whole = distributed.gather(part)[:size]
                     if not whole.isfinite().all():
                         raise UserError(
                             f"{what}: the extractor {self.name} gives NaN or infinity from number "
                             f"{seen} on; the weights in {self.weights} may be damaged"
                         )
-                    if main:
-                        layer.append(whole.cpu())
+                    found.append(whole.cpu())
+                yield found[0], found[1]
                 seen += size
                 bar.update(size)
         if not seen:
             raise UserError(f"{what}: there is no image")
-        return (torch.cat(kept[0]), torch.cat(kept[1])) if main else None
 
 
 def share(start: int, stop: int) -> Tensor:
@@ -143,6 +150,11 @@ def shares(num: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
         yield share(start, stop), stop - start
 
 
+def subset_size(cfg: CfgNode) -> int:
+    """The number of images, at most, that KID, precision and recall look at."""
+    return cfg.TEST.SUBSET or SUBSET[cfg.TEST.EXTRACTOR]
+
+
 def subset(num: int, limit: int) -> Tensor:
     """The indices, ascending, of at most `limit` of `num` things; always the same random ones."""
     if num <= limit:
@@ -155,7 +167,7 @@ class RealStatistics:
     """What the metrics compare with.
 
     Attributes:
-        mu: mean of the features, (width,).
+        mu: mean of the features, (width,) float64.
         sigma: their covariance, (width, width) float64.
         features: those of a :func:`subset` of the images, (n, width).
     """
@@ -163,6 +175,24 @@ class RealStatistics:
     mu: np.ndarray
     sigma: np.ndarray
     features: Tensor
+
+
+def moments(batches: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (width,) and covariance (width, width), as numpy.cov's, of batches (n, width).
+
+    They are summed in float64 around the first batch's mean, and no batch is kept.
+    """
+    num, shift, total, products = 0, None, 0.0, 0.0
+    for batch in batches:
+        x = batch.double()
+        shift = x.mean(0) if shift is None else shift
+        x = x - shift
+        num += len(x)
+        total = total + x.sum(0)
+        products = products + x.T @ x
+    mean = total / num
+    covariance = (products - num * torch.outer(mean, mean)) / (num - 1)
+    return (shift + mean).numpy(), covariance.numpy()
 
 
 def real_statistics(
@@ -177,14 +207,14 @@ def real_statistics(
         them, or None but in the main process; and one line about where they are from.
     """
     key = {
-        "data": dataset.fingerprint(),
+        "data": _fingerprint(dataset, Path(cfg.TEST.CACHE_DIR)),
         "images": len(dataset),
-        "subset": SUBSET[extractor.name],
+        "subset": subset_size(cfg),
         "extractor": extractor.name,
         "layer": LAYERS[extractor.name][0],
         "weights": extractor.digest,
         "torch-fidelity": torch_fidelity.__version__,
-        "version": 1,  # of this code
+        "version": 2,  # of this code
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = Path(cfg.TEST.CACHE_DIR) / f"real-{extractor.name}-{digest[:16]}.pt"
@@ -199,18 +229,46 @@ def real_statistics(
         num_workers=0 if in_memory else cfg.DATA.NUM_WORKERS,
     )
     batches = ((images, size) for (images, _), (_, size) in zip(loader, parts))
-    features = extractor.features(batches, len(dataset), "real images")
-    if features is None:
+    stream = extractor.stream(batches, len(dataset), "real images")
+    if not distributed.is_main():
+        for _ in stream:
+            pass
         return None, ""
-    made = fid_features_to_statistics(features[0])
-    chosen = subset(len(dataset), SUBSET[extractor.name])
-    statistics = RealStatistics(made["mu"], made["sigma"], features[0][chosen])
+    picked: list[Tensor] = []
+    chosen = subset(len(dataset), subset_size(cfg))
+    mu, sigma = moments(_pick((features for features, _ in stream), chosen, picked))
+    statistics = RealStatistics(mu, sigma, torch.cat(picked))
     with user_errors(OSError, prefix=f"{path}: "):
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {name: torch.as_tensor(value) for name, value in vars(statistics).items()}
         with atomic_write(path) as file:
             torch.save({**content, "key": digest, "sum": _checksum(content)}, file)
     return statistics, f"statistics of {len(dataset)} real images: computed, kept in {path}"
+
+
+def _fingerprint(dataset: Dataset, cache: Path) -> str:
+    """The data set's, which means reading all its files once: kept in `cache` under its stamp."""
+    if getattr(dataset, "images", None) is not None:  # in memory
+        return dataset.fingerprint()
+    path = cache / f"content-{dataset.stamp()}.txt"
+    if distributed.is_main():
+        with user_errors(OSError, prefix=f"{path}: "):
+            if not path.exists() or len(path.read_bytes()) != 64:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as file:
+                    file.write(dataset.fingerprint().encode())
+            return path.read_text()
+    return ""  # the key matters in the main process only
+
+
+def _pick(batches: Iterable[Tensor], chosen: Tensor, picked: list[Tensor]) -> Iterator[Tensor]:
+    """The batches; the rows of all of them that are chosen (ascending) are added to `picked`."""
+    start = 0
+    for batch in batches:
+        low, high = torch.searchsorted(chosen, torch.tensor([start, start + len(batch)])).tolist()
+        picked.append(batch[chosen[low:high] - start])
+        start += len(batch)
+        yield batch
 
 
 def _read_statistics(path: Path, digest: str) -> RealStatistics | None:

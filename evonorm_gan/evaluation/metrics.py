@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -27,11 +28,22 @@ from evonorm_runs.errors import UserError
 
 from .. import sampling
 from . import digits_extractor
-from .features import SUBSET, Extractor, RealStatistics, real_statistics, share, shares, subset
+from .features import (
+    Extractor,
+    RealStatistics,
+    real_statistics,
+    share,
+    shares,
+    subset,
+    subset_size,
+)
 
 log = logging.getLogger(__name__)
 
 METRICS = ("IS", "IS_std", "FID", "KID", "precision", "recall")
+# How many images precision and recall are of: both fall as it grows, so that only those of the same
+# numbers can be compared.
+COUNTS = ("precision_recall_images", "precision_recall_real_images")
 SPLITS = 10  # of IS (paper, section 5.5, after Salimans et al. 2016)
 KID_SUBSET = 1000  # images per subset, fewer if there are fewer
 SETTINGS = {
@@ -42,10 +54,11 @@ SETTINGS = {
     "kid_kernel_poly_gamma": None,  # 1 / width
     "kid_kernel_poly_coef0": 1,
     "prc_neighborhood": 3,
-    "prc_batch_size": 10_000,
-    "save_cpu_ram": False,
     "verbose": False,
 }
+# Precision and recall take all distances between images at once; from more images, rows of them in
+# blocks.
+ALL_AT_ONCE, BLOCK = 10_000, 2_000
 
 
 def metric_key(name: str, extractor: str) -> str:
@@ -86,7 +99,7 @@ class Evaluator:
             truncation: instead of TEST.TRUNCATION; None: none.
 
         Returns:
-            by :func:`metric_key`, each of METRICS; the same in all processes.
+            by :func:`metric_key`, each of METRICS, and COUNTS; the same in all processes.
 
         Raises:
             UserError: G makes NaN, or there are too few samples.
@@ -115,16 +128,18 @@ class Evaluator:
 
     def _metrics(self, features: tuple[Tensor, Tensor] | None) -> dict[str, float]:
         # The main process computes, and all learn what it found, or that there were too few.
-        values = torch.full((1, len(METRICS) + 1), torch.nan, dtype=torch.float64)
+        names = METRICS + COUNTS
+        values = torch.full((1, len(names) + 1), torch.nan, dtype=torch.float64)
         if features is not None:
             num = values[0, -1] = len(features[0])
             self._note_number(num, "images")
             if num >= SPLITS:
-                found = compute_metrics(*features, self.real, SUBSET[self.extractor.name])
-                values[0, :-1] = values.new_tensor([found[name] for name in METRICS])
+                found = compute_metrics(*features, self.real, subset_size(self.cfg))
+                values[0, :-1] = values.new_tensor([found[name] for name in names])
         *values, num = distributed.gather(values)[0].tolist()
         _check_number(int(num), "the images")
-        return {metric_key(name, self.extractor.name): x for name, x in zip(METRICS, values)}
+        results = {metric_key(name, self.extractor.name): x for name, x in zip(METRICS, values)}
+        return results | {name: int(x) for name, x in zip(COUNTS, values[len(METRICS) :])}
 
     def _note_number(self, num: int, what: str) -> None:
         """Say what so few images do to the metrics, once."""
@@ -141,18 +156,20 @@ class Evaluator:
 def compute_metrics(
     features: Tensor, logits: Tensor, real: RealStatistics, limit: int
 ) -> dict[str, float]:
-    """METRICS from features of at least 10 images (N, width) and their logits (N, classes).
+    """METRICS and COUNTS from features of at least 10 images (N, width), logits (N, classes).
 
     KID, precision and recall look at no more than `limit` of the images.
     """
     isc = isc_features_to_metric(logits, SPLITS, True, SETTINGS["rng_seed"])
     fid = fid_statistics_to_metric(
-        fid_features_to_statistics(features), {"mu": real.mu, "sigma": real.sigma}, False
+        fid_features_to_statistics(features.double()),
+        {"mu": real.mu.astype(np.float64), "sigma": real.sigma},
+        False,
     )
     some = features[subset(len(features), limit)]
     size = min(KID_SUBSET, len(some), len(real.features))
     kid = kid_features_to_metric(some, real.features, kid_subset_size=size, **SETTINGS)
-    prc = prc_features_to_metric(some, real.features, **SETTINGS)
+    prc = prc_features_to_metric(some, real.features, **SETTINGS, **_blocks(some, real.features))
     return {
         "IS": isc["inception_score_mean"],
         "IS_std": isc["inception_score_std"],
@@ -160,7 +177,15 @@ def compute_metrics(
         "KID": kid["kernel_inception_distance_mean"],
         "precision": prc["precision"],
         "recall": prc["recall"],
+        COUNTS[0]: len(some),
+        COUNTS[1]: len(real.features),
     }
+
+
+def _blocks(*features: Tensor) -> dict[str, Any]:
+    """torch-fidelity's settings: all distances at once, or, for many images, in blocks of rows."""
+    many = max(map(len, features)) > ALL_AT_ONCE
+    return {"save_cpu_ram": many, "prc_batch_size": BLOCK if many else ALL_AT_ONCE}
 
 
 def _check_number(num: int, what: str) -> None:

@@ -26,7 +26,7 @@ def learning_curves(runs: Sequence[RunFolder], total: int) -> tuple[list[Chart],
     keys = dict.fromkeys(key for run in runs for key in run.series)
     main = {key: title for key, title in kind.curves.items() if key in keys}
     results = find_results(runs)
-    titles = {r.key: " ".join([r.label, r.remark]).strip() for r in results}
+    titles = {r.key: " ".join([r.label, r.remark]).strip() for r in results if r.sign}
     logarithmic = {r.key for r in results if r.logarithmic}
     shown = {r.key: titles[r.key] for r in results if r.first}
     rest = {key: title for key, title in titles.items() if key not in shown}

@@ -62,7 +62,7 @@ def final_figures(runs: Sequence[RunFolder]) -> Figures:
             figures.rows[run.index].append(Cell(result.format(value), remark))
             if value is not None and math.isfinite(value):
                 good[run.index] = result.sign * value
-        if len(good) > 1:
+        if len(good) > 1 and result.sign:
             for index, value in good.items():
                 figures.rows[index][-1].best = value == max(good.values())
     return figures

@@ -81,6 +81,8 @@ def test_what_is_wrong_is_named_in_one_line(overrides, line):
         ("TEST.TRUNCATION", "abc"),
         ("TEST.NUM_SAMPLES", 9),
         ("TEST.TRUNCATE_BY", "clip"),
+        ("TEST.SUBSET", 9),
+        ("TEST.SUBSET", "all"),
         ("MODEL.D_32_ENDS_AT", 16),
         ("TEST.STANDING_BATCHES", -1),
         ("MODEL.NUM_GROUPS", 0),

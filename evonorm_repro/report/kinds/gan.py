@@ -6,8 +6,13 @@ import re
 
 from .kind import Kind, Result
 
-# The sign (1 if higher is better, -1 if lower is) and the digits of each metric.
+# The sign (1 if higher is better, -1 if lower is, 0 if neither) and the digits of each metric.
 _RESULTS = {"FID": (-1, 2), "IS": (1, 2), "KID": (-1, 4), "precision": (1, 3), "recall": (1, 3)}
+# How many images precision and recall are of, as evonorm_gan.evaluation.metrics.COUNTS.
+_COUNTS = {
+    "precision_recall_images": "images for precision and recall",
+    "precision_recall_real_images": "real images for them",
+}
 _KEY = re.compile(rf"({'|'.join(_RESULTS)})(-\S+)?( \(.*\))?")
 
 
@@ -17,6 +22,8 @@ def find_result(key: str) -> Result | None:
     evonorm_gan.evaluation.metrics.metric_key writes such keys: "FID", or with a stand-in for
     Inception "FID-digits (not comparable with Inception)".
     """
+    if key in _COUNTS:
+        return Result(key, _COUNTS[key], "", 0, 0, rank=("~", list(_COUNTS).index(key), ""))
     found = _KEY.fullmatch(key)
     if not found:
         return None

@@ -20,7 +20,13 @@ from torchvision.transforms.functional import to_pil_image
 from evonorm_gan import sampling
 from evonorm_gan.evaluation import digits_extractor, metrics
 from evonorm_gan.evaluation.features import RealStatistics
-from evonorm_gan.evaluation.metrics import METRICS, Evaluator, compute_metrics, metric_key
+from evonorm_gan.evaluation.metrics import (
+    COUNTS,
+    METRICS,
+    Evaluator,
+    compute_metrics,
+    metric_key,
+)
 from evonorm_gan.models import Generator
 from evonorm_runs.images.files import image_batches
 from evonorm_runs.images.sets import MemorySet
@@ -152,6 +158,29 @@ def test_precision_and_recall_are_shares_within_the_others_third_neighbours(smal
     assert found["precision"] == pytest.approx(share_within(fake.numpy(), real.numpy()), abs=1e-6)
     assert found["recall"] == pytest.approx(share_within(real.numpy(), fake.numpy()), abs=1e-6)
     assert found["precision"] > found["recall"] + 0.2  # so that they can't be mixed up
+    assert [found[name] for name in COUNTS] == [150, 120]
+
+
+def test_precision_and_recall_in_blocks_are_those_at_once(small_kid, monkeypatch):
+    real, fake, logits = draws(230, 8), draws(250, 8, seed=1) + 0.5, draws(250, 4)
+    whole = compute_metrics(fake, logits, statistics_of(real), NO_LIMIT)
+    monkeypatch.setattr(metrics, "ALL_AT_ONCE", 200)
+    monkeypatch.setattr(metrics, "BLOCK", 37)
+    shapes = []
+    cdist = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b: shapes.append(len(a)) or cdist(a, b))
+    assert compute_metrics(fake, logits, statistics_of(real), NO_LIMIT) == whole
+    assert max(shapes) == 37
+    few = compute_metrics(fake, logits, statistics_of(real[:100]), 100)
+    assert [few[name] for name in COUNTS] == [100, 100] and few["recall"] != whole["recall"]
+
+
+def test_the_number_of_images_is_the_configs(digits, tiny_cfg):
+    real = as_set(noise(40, 0))
+    for setting, expected in ((None, [30, 40]), (12, [12, 12]), (50_000, [30, 40])):
+        evaluator = Evaluator(tiny_cfg("TEST.SUBSET", setting), real, "cpu")
+        found = evaluator.evaluate_images([noise(30, 1)])
+        assert [found[name] for name in COUNTS] == expected
 
 
 def test_no_setting_is_left_to_torch_fidelity(small_kid, monkeypatch):
@@ -208,7 +237,8 @@ def by_torch_fidelity(fake, real, evaluator):
     names = ("inception_score_mean", "inception_score_std", "frechet_inception_distance")
     names += ("kernel_inception_distance_mean", "precision", "recall")
     keys = [metric_key(name, evaluator.extractor.name) for name in METRICS]
-    return {key: found[name] for key, name in zip(keys, names)}
+    counts = (len(list(folder.iterdir())) for folder in (fake, real))
+    return {key: found[name] for key, name in zip(keys, names)} | dict(zip(COUNTS, counts))
 
 
 def test_torch_fidelitys_own_call_gives_the_same(digits, tiny_cfg, tmp_path):
@@ -251,7 +281,7 @@ def test_torch_fidelitys_own_call_with_inception_gives_the_same(
     assert "NOT the published" in evaluator.about[0]
     folders = as_folder(fake, tmp_path / "fake"), as_folder(real, tmp_path / "real")
     found = evaluator.evaluate_images(image_batches(folders[0], 32, 6))
-    assert list(found) == list(METRICS)
+    assert list(found) == list(METRICS + COUNTS)
     assert found == pytest.approx(by_torch_fidelity(*folders, evaluator), rel=2e-3, abs=1e-5)
 
 

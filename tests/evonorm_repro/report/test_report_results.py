@@ -84,6 +84,18 @@ def test_a_stand_ins_remark_is_wherever_its_metric_is(tmp_path, report, gan_run,
     assert seen > 15
 
 
+def test_precision_and_recall_stand_beside_their_numbers_of_images(
+    tmp_path, report, gan_run, metrics
+):
+    counts = {"precision_recall_images": 2000, "precision_recall_real_images": 1440}
+    values = {**metrics(9.0, 3.0, precision=0.25, recall=0.5), **counts}
+    page = report(*(gan_run(tmp_path / name, [(4, values)]) for name in "ab"))
+    head, *rows = page.table("BigGAN-deep: results")
+    assert head[-2:] == ["images for precision and recall", "real images for them"]
+    assert all(row[-2:] == ["2000", "1440"] for row in rows)  # neither is the best
+    assert not any("images for" in title for title in page.charts())
+
+
 def test_curves_are_the_logged_values(tmp_path, report, gan_run):
     # What is not finite has no place in a curve; of a step that came twice the later one counts.
     logged = [(1, 2.0), (2, math.nan), (3, 1.23456789), (4, math.inf), (3, 1.5), (5, -0.25)]
