@@ -24,6 +24,8 @@ from .config import finish_config, get_cfg
 from .models import Generator, build_generator, make_spectral_norm_exact
 
 TAG = "last_checkpoint"
+# What loading a state raises that is not one.
+WRONG_STATE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 # What may differ between a checkpoint and the run that goes on from it, beside DEVICE and
 # OUTPUT_DIR; the others would make it another run, or its evaluations not comparable.
@@ -71,7 +73,8 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
         if not whole:
             raise UserError(f"{path}: there is no checkpoint of a run in this folder")
         return whole[-1]
-    newest = path / Path(tag.read_text().strip()).name
+    with user_errors(OSError, ValueError, prefix=f"{tag}: not the name of a checkpoint: "):
+        newest = path / Path(tag.read_text(encoding="utf-8").strip()).name
     if not newest.is_file():
         raise UserError(f"{tag}: names {newest.name}, which is not there")
     return newest
@@ -88,6 +91,12 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     missing = {"step", "config", "classes", "ema"} - data.keys()
     if missing:
         raise UserError(f"{path}: not a checkpoint of train_gan.py; it lacks {sorted(missing)}")
+    kinds = {"step": int, "config": str, "classes": list, "ema": dict}
+    for key, kind in kinds.items():
+        if not isinstance(data[key], kind):
+            raise UserError(f"{path}: damaged: its {key} is no {kind.__name__}")
+    if data["step"] < 0:
+        raise UserError(f"{path}: damaged: its step is {data['step']}")
     return data
 
 
@@ -113,7 +122,7 @@ def load_generator(
     if key not in data:
         raise UserError(f"{path}: holds one set of weights only, which is taken with EMA on")
     generator = build_generator(cfg)
-    with user_errors(RuntimeError, prefix=f"{path}: "):
+    with user_errors(*WRONG_STATE, prefix=f"{path}: "):
         generator.load_state_dict(data[key])
     if ema and "generator" in data:  # imported weights keep the estimates they were released with
         make_spectral_norm_exact(generator)

@@ -18,7 +18,18 @@ from evonorm_runs.config import (
 )
 from evonorm_runs.errors import UserError, user_errors
 
-# What fvcore, yacs and PyYAML raise for a wrong key, type or file.
+# Far above what anybody has trained; more of it would only fill the memory.
+MOST = {
+    "MODEL.NUM_CLASSES": 10**6,
+    "MODEL.DIM_Z": 2**14,
+    "MODEL.G_CH": 1024,
+    "MODEL.D_CH": 1024,
+    "SOLVER.BATCH_SIZE": 2**20,
+    "SOLVER.D_STEPS": 1000,
+    "DATA.NUM_WORKERS": 256,
+    "TEST.BATCH_SIZE": 2**16,
+    "TEST.NUM_SAMPLES": 10**7,
+}
 
 
 def get_cfg() -> CfgNode:
@@ -142,6 +153,9 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"{key} is {value(cfg, key)!r}, but should be a number, or None")
     given = [key for key in optional if value(cfg, key) is not None]
     check_more_than_zero(cfg, *positive, "TEST.BATCH_SIZE", *given)
+    for key, most in MOST.items():
+        if value(cfg, key) > most:
+            raise UserError(f"{key} is {value(cfg, key):,}, but should be at most {most:,}")
     zero = ("SEED", "SOLVER.EMA_START", "SOLVER.ORTHO_REG", "SOLVER.EPS", "DATA.NUM_WORKERS")
     check_not_negative(cfg, *zero, "TEST.STANDING_BATCHES")
     if cfg.TEST.NUM_SAMPLES < 10:
@@ -150,6 +164,7 @@ def _check(cfg: CfgNode) -> None:
     if few is not None and (few < 10 or few % 1):
         raise UserError(f"TEST.SUBSET is {few}, but should be 10 or more images, or None")
     betas = cfg.SOLVER.BETAS
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    numbers = [isinstance(beta, (int, float)) for beta in betas]
+    if numbers != [True, True] or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"SOLVER.BETAS is {betas}, but should be two numbers in [0, 1)")
     check_fraction(cfg, "SOLVER.EMA_DECAY")

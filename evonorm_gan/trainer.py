@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from evonorm_runs import distributed, stop
 from evonorm_runs.checkpoint import check_same_run, write_checkpoint
-from evonorm_runs.errors import UserError
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.folder import owns_folder, write_start
 from evonorm_runs.log import Log, progress, say
 from evonorm_runs.random_state import get_random_state, mix, seed_all, set_random_state
@@ -235,6 +235,11 @@ class Player:
         self.network.load_state_dict(network)
         self.optimizer.load_state_dict(optimizer)
         self.optimizer.param_groups[0]["lr"] = lr  # the config's, which may have been changed
+        for name, p in self.network.named_parameters():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                shape = self.optimizer.state[p][moment].shape
+                if shape != p.shape:
+                    raise ValueError(f"{moment} of {name} has shape {tuple(shape)}")
         if scaler:
             self.scaler.load_state_dict(scaler)
 
@@ -383,22 +388,27 @@ class GanRun:
             raise UserError(f"{path}: holds a generator to sample from, not a run to go on with")
         old = checkpoint.config_of(data, str(path), self.cfg.DEVICE)
         check_same_run(old, self.cfg, path, checkpoint.MAY_DIFFER)
-        if data["data"]["images"] != self.images:
+        with user_errors(*checkpoint.WRONG_STATE, prefix=f"{path}: damaged: "):
+            images = int(data["data"]["images"])
+        if images != self.images:
+            raise UserError(f"{path} is of a run on {images} images; DATA has {self.images} now")
+        with user_errors(*checkpoint.WRONG_STATE, prefix=f"{path}: damaged: "):
+            self._load(data)
+        if self.step > self.cfg.SOLVER.MAX_ITER:
             raise UserError(
-                f"{path} is of a run on {data['data']['images']} images; DATA has {self.images} now"
+                f"{path} has done {self.step} steps, but SOLVER.MAX_ITER is "
+                f"{self.cfg.SOLVER.MAX_ITER}"
             )
+
+    def _load(self, data: dict[str, Any]) -> None:
         self.G.load(data["generator"], data["optimizer_g"], data["scaler"]["g"])
         self.D.load(data["discriminator"], data["optimizer_d"], data["scaler"]["d"])
         self.ema.module.load_state_dict(data["ema"])
         self.ema.n_averaged.fill_(1)
         if distributed.world_size() == 1:
             set_random_state(data["random"])
-        self.step, self.sums = data["step"], data["sums"]
-        if self.step > self.cfg.SOLVER.MAX_ITER:
-            raise UserError(
-                f"{path} has done {self.step} steps, but SOLVER.MAX_ITER is "
-                f"{self.cfg.SOLVER.MAX_ITER}"
-            )
+        self.step = data["step"]
+        self.sums = {key: [total + 0.0, count + 0] for key, (total, count) in data["sums"].items()}
 
 
 def average_statistics(network: nn.Module) -> None:

@@ -115,6 +115,58 @@ class TestResuming:
         assert train(cfg, resume=True)[FID] == 3.0  # nothing is left to do
         assert len(seen) == 1
 
+    def test_a_tampered_checkpoint_is_one_line(self, tiny_cfg, tmp_path):
+        """Each loads as a file; what is wrong in it is found before the first step."""
+        cfg = tiny_cfg("SOLVER.MAX_ITER", 2)
+        train(cfg)
+        path = tmp_path / "run" / "model_0000002.pth"
+        good = torch.load(path, weights_only=True)
+        first = good["optimizer_g"]["state"][0]
+        tampered = {
+            "step is text": {"step": "2"},
+            "step is negative": {"step": -1},
+            "step is a fraction": {"step": 1.5},
+            "config is a number": {"config": 3},
+            "config is a list": {"config": "[1, 2]"},
+            "classes is a number": {"classes": 3},
+            "no generator": {"generator": None},
+            "another generator": {"generator": good["discriminator"]},
+            "a weight is text": {"ema": {**good["ema"], "embedding.weight": "no"}},
+            "no state of the optimizer": {"optimizer_g": {"state": {}, "param_groups": []}},
+            "not one optimizer": {"optimizer_d": good["optimizer_g"]},
+            "optimizer is text": {"optimizer_g": "adam"},
+            "moments of a shape": {
+                "optimizer_g": {
+                    **good["optimizer_g"],
+                    "state": {
+                        **good["optimizer_g"]["state"],
+                        0: {**first, "exp_avg": torch.ones(3)},
+                    },
+                }
+            },
+            "a moment is missing": {
+                "optimizer_g": {
+                    **good["optimizer_g"],
+                    "state": {**good["optimizer_g"]["state"], 0: {"step": first["step"]}},
+                }
+            },
+            "no scaler": {"scaler": {}},
+            "random is empty": {"random": {}},
+            "random is short": {"random": {**good["random"], "torch": torch.zeros(3).byte()}},
+            "data is empty": {"data": {}},
+            "sums are text": {"sums": {"loss_d": "much"}},
+            "sums are a list": {"sums": [1]},
+        }
+        for case, changed in tampered.items():
+            torch.save({**good, **changed}, path)
+            before = path.read_bytes()
+            with pytest.raises(UserError) as error:
+                train(tiny_cfg("SOLVER.MAX_ITER", 3), resume=True)
+            assert str(path) in str(error.value) and "\n" not in str(error.value), case
+            assert path.read_bytes() == before, case
+        torch.save(good, path)
+        train(tiny_cfg("SOLVER.MAX_ITER", 3), resume=True)
+
     def test_what_would_overwrite_or_mix_runs_is_refused(self, tiny_cfg, tiny_set, tmp_path):
         cfg = tiny_cfg("SOLVER.MAX_ITER", 2)
         train(cfg)
