@@ -54,8 +54,8 @@ def read_run(folder: Path) -> PeakRun:
     keys = [metric_key(name, cfg.TEST.EXTRACTOR) for name in ("IS", "FID")]
     with user_errors(OSError):
         lines, _ = read_metrics(folder)
-    values = [[line[key] for key in keys] for line in lines if all(key in line for key in keys)]
-    values = [pair for pair in values if all(map(math.isfinite, pair))]
+    values = [[line.get(key) for key in keys] for line in lines]
+    values = [pair for pair in values if all(map(_is_finite, pair))]
     if not values:
         raise UserError(f"{folder}: no evaluation in its metrics.json (no line with {keys[1]!r})")
     scores, distances = zip(*values)
@@ -95,6 +95,10 @@ def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
         _row([run for run in runs if run.layer == layer], layer, cfg.TEST.EXTRACTOR, paper)
         for layer in _in_order({run.layer for run in runs} | set(TABLE_5 if paper else ()))
     ]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _row(runs: list[PeakRun], layer: str, extractor: str, paper: bool) -> dict[str, Any]:

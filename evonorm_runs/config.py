@@ -64,27 +64,26 @@ def finish(cfg: CfgNode, check: Callable[[CfgNode], None]) -> CfgNode:
         UserError: no such device, or what `check` raises.
     """
     cfg.DEVICE = cfg.DEVICE or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(cfg.DEVICE)
+    check_device(cfg.DEVICE)
     check(cfg)
     cfg.freeze()
     return cfg
 
 
-def _check_device(name: str) -> None:
-    with user_errors(RuntimeError, prefix="DEVICE: "):
+def check_device(name: str, key: str = "DEVICE") -> None:
+    """Raise a UserError if PyTorch can't compute on a device of this name."""
+    with user_errors(RuntimeError, prefix=f"{key}: "):
         device = torch.device(name)
     if device.type == "cuda":  # not tried, which would take memory of a GPU that is another rank's
         if not torch.cuda.is_available():
-            raise UserError(f"DEVICE is {name}, but PyTorch sees no GPU: set DEVICE cpu")
+            raise UserError(f"{key} is {name}, but PyTorch sees no GPU: set {key} cpu")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"DEVICE is {name}, but there are {torch.cuda.device_count()} GPUs")
+            raise UserError(f"{key} is {name}, but there are {torch.cuda.device_count()} GPUs")
         return
     try:
         torch.ones(1, device=device).item()
     except (AssertionError, ImportError, RuntimeError) as error:
-        raise UserError(
-            f"DEVICE is {name}, but PyTorch can't use it here: set DEVICE cpu"
-        ) from error
+        raise UserError(f"{key} is {name}, but PyTorch can't use it here: set {key} cpu") from error
 
 
 def value(cfg: CfgNode, key: str) -> Any:

@@ -25,8 +25,9 @@ from evonorm_gan.sampling import (
     write_png,
 )
 from evonorm_runs.command_line import run_tool
+from evonorm_runs.config import check_device
 from evonorm_runs.distributed import process_flags
-from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.errors import UserError, printable, user_errors
 
 # The commands: each takes the generator and its classes, and returns the picture and its caption.
 
@@ -191,8 +192,7 @@ def run(args: argparse.Namespace) -> str:
     if args.draw and args.output.suffix != ".png":
         raise UserError(f"{args.output}: the name should end in .png, as the picture is a PNG")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    with user_errors(RuntimeError, AssertionError, prefix=f"--device {device}: "):
-        torch.zeros(1, device=device)
+    check_device(device, "--device")
     G, cfg, classes, step = load_generator(args.checkpoint, not args.no_ema, device)
     args.own = cfg
     args.batch_size = cfg.TEST.BATCH_SIZE
@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> str:
 @process_flags(cudnn_benchmark=False)
 def main() -> int:
     args = parse_arguments()
-    print(run(args))
+    print(printable(run(args)))
     return 0
 
 

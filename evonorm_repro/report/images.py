@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from evonorm_runs.images.decode import open_image
+
 from .runs import RunFolder
 
 SMALL = 40_000  # bytes; a smaller PNG is taken as it is
@@ -85,7 +87,7 @@ class Album:
 
 def _open(path: Path) -> Image.Image:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # LARGEST guards against them
-    return Image.open(path)
+    return open_image(path)
 
 
 def _shrink(path: Path, image: Image.Image, side: int) -> tuple[bytes, str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from evonorm_runs.errors import UserError, one_line
+from evonorm_runs.errors import UserError, one_line, user_errors
 from evonorm_runs.folder import read_metrics
 
 from .kinds import OTHER, RUN_KINDS
@@ -33,6 +33,8 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
             raise UserError(f"{folder} {what}: name the folders of runs")
+        with user_errors(OSError):
+            os.listdir(folder)  # which os.walk would pass over
         below = list(_walk(folder))
         if not below:
             raise UserError(f"no runs found in {folder}: the folder of a run holds {METRICS}")
@@ -54,7 +56,6 @@ def read_runs(folders: Sequence[Path]) -> list[RunFolder]:
 
     Raises:
         UserError: as :func:`find_runs`.
-        OSError: a file can't be opened.
     """
     paths = find_runs(folders)
     names = _names(paths)
@@ -74,27 +75,41 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def read_run(folder: Path, name: str, index: int) -> RunFolder:
-    """Read a run's folder. What is damaged in it is left out, and a note says so."""
+    """Read a run's folder. What can't be read in it is left out, and a note says so."""
     run = RunFolder(folder, name, index)
-    if (folder / METRICS).exists():
-        _read_metrics(run)
-    if (folder / CONFIG).exists():
+    readers = {METRICS: _read_metrics, CONFIG: _read_config, JOB: _read_job}
+    for file, read in readers.items():
+        if not (folder / file).exists():
+            continue
         try:
-            run.config.update(read_config((folder / CONFIG).read_bytes()))
-        except (ArithmeticError, ValueError, RecursionError, yaml.YAMLError) as error:
-            run.notes.append(f"{CONFIG} can't be read: {one_line(error)[:LONGEST]}")
-    if (folder / JOB).exists():
+            _check_regular(folder / file)
+            read(run)
+        except (ArithmeticError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            run.notes.append(f"{file} can't be read: {one_line(error)[:LONGEST]}")
+    if (folder / FAILED).is_file():
         try:
-            job = json.loads((folder / JOB).read_bytes())
-            if isinstance(job, dict) and isinstance(job.get("settings"), list):
-                run.job.update(job)
-        except (ValueError, RecursionError):
-            run.notes.append(f"{JOB} can't be read")
-    if (folder / FAILED).exists():
-        lines = (folder / FAILED).read_text(errors="replace").strip().splitlines()
+            text = (folder / FAILED).read_text(errors="replace")
+        except OSError as error:
+            text = one_line(error)
+        lines = text.strip().splitlines()
         reason = lines[0][: 2 * LONGEST] if lines else "no reason given"
         run = replace(run, failed=reason)
     return run
+
+
+def _check_regular(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError("not a regular file")  # a FIFO would never answer
+
+
+def _read_config(run: RunFolder) -> None:
+    run.config.update(read_config((run.folder / CONFIG).read_bytes()))
+
+
+def _read_job(run: RunFolder) -> None:
+    job = json.loads((run.folder / JOB).read_bytes())
+    if isinstance(job, dict) and isinstance(job.get("settings"), list):
+        run.job.update(job)
 
 
 def _read_metrics(run: RunFolder) -> None:

@@ -103,7 +103,7 @@ class RunFolder:
     def written(self) -> float:
         """When the run last wrote its figures, in seconds since 1970."""
         paths = (self.folder / name for name in (METRICS, FAILED, CONFIG))
-        return next(path.stat().st_mtime for path in paths if path.exists())
+        return next((path.stat().st_mtime for path in paths if path.exists()), 0.0)
 
 
 def number(value: Any) -> float | None:

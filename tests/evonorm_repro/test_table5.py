@@ -44,6 +44,15 @@ def test_each_metric_is_taken_at_its_own_peak(run):
     assert (found.layer, found.seed) == ("EvoNormS0", 4)
 
 
+def test_lines_that_are_no_evaluation_are_passed_over(run):
+    folder = run("EvoNormS0", 4, (50.0, 30.0))
+    odd = ["[1]", "3", '"x"', '{"IS": "a", "FID": 3}', '{"IS": null, "FID": 1}', '{"IS": 99}']
+    with open(folder / "metrics.json", "a") as file:
+        file.write("\n" + "\n".join(odd))
+    found = read_run(folder)
+    assert (found.IS, found.FID) == (50.0, 30.0)
+
+
 def test_median_and_best_over_seeds_beside_the_papers(run):
     folders = [
         run("EvoNormS0", 0, (100.0, 7.5)),

@@ -174,7 +174,7 @@ def test_errors_are_one_line(checkpoint, call, tmp_path):
     refused("is less than 1", "grid", "--per-class", 0)
     refused("not a finite number above 0", "grid", "--truncation", "-1")
     refused("is less than 0, or huge", "grid", "--seed", 2**64)
-    refused("--device nonsense", "grid", "--device", "nonsense")
+    refused("--device: Expected one of", "grid", "--device", "nonsense")
     assert list(tmp_path.iterdir()) == []
 
     assert call("image", checkpoint, "-o", tmp_path / "x.jpg", "--class", 0)[0] == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from evonorm_repro.report import write_report
@@ -150,6 +152,34 @@ def test_a_table_that_is_none_is_noted(run, report, tmp_path, table):
     run("a")
     (tmp_path / "table.json").write_text(table)
     assert f"{tmp_path}/table.json is not a table of a reproduction" in report(tmp_path).said
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "link to nothing"])
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "job.json", "failed.txt", "x.png"])
+def test_what_is_no_file_is_noted_and_nothing_hangs(run, report, name, kind):
+    healthy, folder = run("b"), run("a")
+    (folder / "config.yaml").write_text("SEED: 3")
+    (folder / name).unlink(missing_ok=True)
+    if kind == "folder":
+        (folder / name).mkdir()
+    elif kind == "fifo":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to(folder / "nowhere")
+    page = report(folder, healthy)
+    assert len(page.table("Runs")) == 3
+    if name.endswith(("json", "yaml")) and kind != "link to nothing":
+        assert f"{name} can't be read: not a regular file" in page.said
+
+
+def test_a_folder_that_may_not_be_read_is_named(run, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder = run("a")
+    monkeypatch.setattr(os, "listdir", forbidden)
+    with pytest.raises(UserError, match=f"Permission denied: '{folder}'"):
+        read_runs([folder])
 
 
 def test_runs_are_found_below_folders_and_named_apart(run, tmp_path):
