@@ -127,10 +127,10 @@ def _rows(rows: list[list[Any]], columns: list[str]) -> list[list[str]]:
 
 def _load(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if the file holds anything else."""
-    if path.stat().st_size > LARGEST_JSON:
+    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
         return {}
     try:
         data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
