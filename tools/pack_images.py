@@ -49,7 +49,7 @@ def main() -> int:
     if args.output.suffix not in WRITERS:
         parser.error(f"OUT should end in {' or '.join(WRITERS)}, got {args.output}")
     if not 0 <= args.workers <= MOST_WORKERS:
-        parser.error(f"--workers must be from 0 to {MOST_WORKERS}, got {args.workers}")
+        raise UserError(f"--workers must be from 0 to {MOST_WORKERS}, got {args.workers}")
     ds = FolderSet(args.folder.expanduser(), args.resolution, args.skip_corrupt)
     ds.remedy = "give --skip-corrupt"
     print(describe(ds))

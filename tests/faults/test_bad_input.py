@@ -55,7 +55,13 @@ train_gan CONFIG SEED 99999999999999999999        | SEED is 99999999999999999999
 train_gan CONFIG DEVICE tpu                       | DEVICE: Expected one of cpu, cuda
 train_gan CONFIG DATA.NAME mnist9                 | torchvision has no data set 'mnist9'
 train_gan CONFIG DATA.NAME '' DATA.ROOT absent    | DATA.ROOT: absent does not exist
-train_gan CONFIG DATA.NAME '' DATA.ROOT texts     | DATA.ROOT should hold a folder per class
+train_gan CONFIG DATA.NAME '' DATA.ROOT texts     | texts should hold a folder per class
+train_gan CONFIG SOLVER.BATCH_SIZE 1000000000000  | SOLVER.BATCH_SIZE is 1,000,000,000,000, but should be at most
+train_gan CONFIG MODEL.G_CH 1000000000            | MODEL.G_CH is 1,000,000,000, but should be at most 1,024
+train_gan CONFIG SOLVER.BETAS "('a', 'b')"        | SOLVER.BETAS is ('a', 'b'), but should be two numbers
+train_gan CONFIG DEVICE mps                       | DEVICE is mps, but PyTorch can't use it here: set DEVICE cpu
+train_gan CONFIG TEST.TRUNCATE_BY clip            | TEST.TRUNCATE_BY is 'clip'; known are 'resample', 'scale'
+train_gan CONFIG MODEL.D_32_ENDS_AT 16            | MODEL.D_32_ENDS_AT is 16; known are None, 4, 8
 train_gan CONFIG TEST.EXTRACTOR resnet            | TEST.EXTRACTOR is 'resnet'; known are
 train_gan CONFIG TEST.NUM_SAMPLES 3               | TEST.NUM_SAMPLES is 3, but IS takes 10 splits
 train_gan CONFIG OUTPUT_DIR file                  | OUTPUT_DIR: [Errno 17] File exists: 'file'
@@ -120,6 +126,7 @@ import_biggan bomb.pth -o new.pth                 | bomb.pth: loading it could r
 import_biggan list.pth -o new.pth                 | list.pth: not a checkpoint
 import_biggan other.pth -o file                   | file exists: name another file by -o
 pack_images absent a.zip --resolution 32          | No such file or directory: 'absent'
+pack_images texts a.zip --resolution 32 --workers 100000 | --workers must be from 0 to 256, got 100000
 pack_images texts a.zip --resolution 32           | Couldn't find any class folder in texts
 report absent                                     | absent does not exist: name the folders of runs
 report empty                                      | no runs found in empty

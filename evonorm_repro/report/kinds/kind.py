@@ -13,8 +13,8 @@ class Result:
 
     Attributes:
         sign: 1 if higher is better, -1 if lower is, 0 if it is no merit and has no curve.
-        remark: what a stand-in's key says of it, such as "(not comparable with Inception)"; goes
-            with the title wherever that is shown.
+        remark: what the key of a stand-in for Inception says of it, such as "(not comparable with
+            Inception)". It is shown with the title.
         rank: sorts the results of a kind.
         first: whether its curve is among those that are shown first.
         peak: whether the paper reports it at its peak (section 5.5).
