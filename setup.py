@@ -114,6 +114,7 @@ setup(
     package_dir={"": "."},
     package_data={
         "evonorm.ops": ["*.cpp", "*.h"],
+        "evonorm_runs.images": ["fashion_mnist/*"],
         "evonorm_repro.report": ["*.html", "*.css", "*.js"],
     },
     ext_modules=extensions(),
