@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +20,25 @@ SPECTRAL_NORM_EPS = 1e-6  # in the power iteration of training only
 
 
 def orthogonal(module: nn.Module) -> nn.Module:
-    """Orthogonal initialisation (Saxe et al. 2014) of a convolution, linear or embedding."""
-    nn.init.orthogonal_(module.weight)
+    """Orthogonal initialisation (Saxe et al. 2014) of a convolution, linear or embedding.
+
+    Now, and whenever its `reset_parameters` is called.
+    """
+    module.reset_parameters = partial(_initialise, module)
+    module.reset_parameters()
+    return module
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    normalised = parametrize.is_parametrized(module, "weight")
+    weight = module.parametrizations.weight.original if normalised else module.weight
+    nn.init.orthogonal_(weight)
     if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)
-    return module
+    if normalised:
+        fresh = _SpectralNorm(weight, eps=SPECTRAL_NORM_EPS)
+        module.parametrizations.weight[0].load_state_dict(fresh.state_dict())
 
 
 def spectral_norm(module: nn.Module) -> nn.Module:
@@ -150,7 +165,11 @@ class SelfAttention(nn.Module):
         self.phi = conv(channels, channels // 8, 1, bias=False)
         self.g = conv(channels, channels // 2, 1, bias=False)
         self.o = conv(channels // 2, channels, 1, bias=False)
-        self.gain = nn.Parameter(torch.zeros(()))
+        self.gain = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gain)
 
     def forward(self, x: Tensor) -> Tensor:
         query = self.theta(x)

@@ -518,6 +518,39 @@ def test_built_on_meta_and_loaded(build):
     assert torch.equal(model(*args), twin(*args))
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Generator(64, 4, 10, norm="EvoNormB0"),
+        lambda: Generator(32, 4, 10, norm="BN-ReLU"),
+        lambda: Discriminator(64, 4, 10),
+    ],
+)
+def test_reset_parameters_of_all_modules_gives_a_fresh_model(build):
+    with torch.device("meta"):
+        model = build()
+    model.to_empty(device="cpu")
+    for value in model.state_dict().values():
+        value.fill_(float("nan"))
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    state = model.state_dict()
+    fresh = build().state_dict()
+    for key, value in state.items():
+        assert value.isfinite().all(), key
+        weight = value.flatten(1) if value.dim() > 1 else value
+        if key.endswith("original") or key == "embedding.weight":  # of D the former
+            short = weight if len(weight) <= weight.shape[1] else weight.T
+            torch.testing.assert_close(short @ short.T, torch.eye(len(short)), rtol=0, atol=1e-5)
+        elif key.endswith(("_u", "_v")):
+            torch.testing.assert_close(value.norm(), torch.ones(()))
+        else:
+            assert torch.equal(value, fresh[key]), key
+    for name, value in singular_values(model).items():
+        assert value == pytest.approx(1, abs=1e-3), name
+
+
 @pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "BN-ReLU"])
 def test_bf16_autocast_is_near_float32(name):
     torch.manual_seed(0)
