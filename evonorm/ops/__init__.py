@@ -2,8 +2,8 @@
 
 :mod:`.reference` says what they compute and is what runs where a device has no kernel of its own.
 `cpu.cpp` holds the kernels for the CPU, which setup.py builds where there is a compiler, and with
-them `cpu_autograd.cpp`, which keeps a call short. `cuda.py` holds those for NVIDIA GPUs, which run
-where Triton is installed. PyTorch for NVIDIA GPUs brings it along.
+them `cpu_autograd.cpp`, which makes a call cheaper. `cuda.py` holds the kernels for NVIDIA GPUs,
+which need Triton. PyTorch for NVIDIA GPUs brings Triton along.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ _NATIVE = _load()
 
 @cache
 def _gpu() -> ModuleType:
-    """What runs on GPUs. Imported when needed first, as Triton takes a while."""
+    """The module that runs on GPUs. It is imported at the first call, since Triton loads slowly."""
     if torch.version.cuda and os.environ.get("EVONORM_REFERENCE") != "1":
         with suppress(ImportError):
             from . import cuda
@@ -140,7 +140,7 @@ _LIBRARY.impl("backward", lambda *inputs: _gpu().backward(*inputs), "CUDA")
 
 
 def backends() -> dict[str, str]:
-    """What runs the operators on which device."""
+    """What runs the operators, by device."""
     capability = torch.backends.cpu.get_cpu_capability()
     return {
         "cpu": f"native, {capability}" if _NATIVE else "reference",
@@ -150,7 +150,7 @@ def backends() -> dict[str, str]:
 
 @contextmanager
 def reference_only() -> Iterator[None]:
-    """Within it, CPUs and GPUs run the reference, for tests and benchmarks."""
+    """A context in which CPUs and GPUs run the reference, for tests and benchmarks."""
     library = torch.library.Library("evonorm", "IMPL")
     for name, key in product(("forward", "backward"), ("CPU", "CUDA")):
         library.impl(name, getattr(reference, name), key, allow_override=True)

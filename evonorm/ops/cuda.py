@@ -14,8 +14,8 @@ from . import reference
 from . import triton_kernels as kernels
 
 ON_CHIP = 16384  # values of the largest tile: 32 for each of 512 threads
-TILE = 4096  # values of a tile where there are many; at least 128
-PER_PROCESSOR = 4  # programs, so that some compute while others wait for the memory
+TILE = 4096  # values of a tile if there are many tiles; at least 128
+PER_PROCESSOR = 4  # programs: some compute while others wait for the memory
 
 
 def forward(
@@ -95,7 +95,7 @@ def backward(
     own_var = kind[0] == "B" and var is None
     plan = _plan(x, c // groups, last, own_var, tensors=2)
     dx = torch.empty_like(x, memory_format=layout)
-    sums = x.new_empty((4, n, plan.splits, c), dtype=torch.float32)  # of v, var, weight, bias
+    sums = x.new_empty((4, n, plan.splits, c), dtype=torch.float32)  # for v, var, weight, bias
     d_s = x.new_empty((n, groups, plan.parts), dtype=torch.float32)
     batch_mean, var = batch_stats if own_var else (None, var)
     (v, _), (var, _), (batch_mean, _) = _rows(v), _rows(var), _rows(batch_mean)
@@ -126,11 +126,11 @@ def backward(
 class _Plan(NamedTuple):
     """How a tensor is divided among programs."""
 
-    once: bool  # one launch does all
-    blocks: int  # of channels
-    splits: int  # of a plane
-    tiles: int  # of a split
-    parts: int  # of a group
+    once: bool  # whether one launch does all
+    blocks: int  # the channels are divided into these
+    splits: int  # a plane is divided into these
+    tiles: int  # a split is divided into these
+    parts: int  # a group is divided into these
     part: int  # channels of a group in a tile
     block_c: int
     block_p: int
@@ -139,7 +139,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(x: Tensor, width: int, last: bool, own_var: bool, tensors: int) -> _Plan:
-    """Divide x with groups of `width` channels, as many `tensors` like it are held at a time."""
+    """Divide x, with groups of `width` channels. A tile holds values of `tensors` such tensors."""
     n, c, h, w = x.shape
     plane, groups, group = h * w, c // width, triton.next_power_of_2(width)
     row, column = triton.next_power_of_2(plane), triton.next_power_of_2(groups) * group
@@ -196,14 +196,14 @@ def _constants(plan: _Plan, kind: str, last: bool, width: int, stride: int) -> d
 
 
 def _dense(x: Tensor) -> tuple[Tensor, torch.memory_format, bool]:
-    """x, copied if it is neither contiguous nor channels_last, its layout, if channels are last."""
+    """x in a dense layout (copied if it has none), the layout, and whether channels are last."""
     layout = reference._memory_format(x)
     last = layout == torch.channels_last or x.shape[2] * x.shape[3] == 1
     return x.contiguous(memory_format=layout), layout, last
 
 
 def _rows(parameter: Optional[Tensor]) -> tuple[Optional[Tensor], int]:
-    """With consecutive channels, and the step from one sample's to the next's."""
+    """A parameter with consecutive channels, and the step from one sample's row to the next."""
     if parameter is not None and parameter.stride(-1) != 1:
         parameter = parameter.contiguous()
     return parameter, parameter.stride(0) if parameter is not None and parameter.dim() == 2 else 0

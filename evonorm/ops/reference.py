@@ -1,4 +1,4 @@
-"""What the operators compute, in plain PyTorch: on devices without a kernel, and to read.
+"""What the operators compute, in plain PyTorch, to be read and for devices without a kernel.
 
 Every EvoNorm is y = num / den * weight + bias. With one statistic s of each sample and group of
 channels, its standard deviation (S0, S1, B0) or root mean square (S2, B1, B2) with eps inside,
@@ -7,9 +7,9 @@ channels, its standard deviation (S0, S1, B0) or root mean square (S2, B1, B2) w
     S1, S2      num = x sigmoid(x)        den = s
     B0, B1, B2  num = x                   den = max(sqrt(var + eps), slope * x + rise)
 
-where a group is one channel in the B series, and (slope, rise) is (v, s), (s, s) or (-1, s). So in
-the gradient of x, all that passes through a statistic has the form p * x + q, with p and q of each
-sample and channel: a pass over x and dy for their sums, then one that writes dx.
+where a group is one channel in the B series, and (slope, rise) is (v, s), (s, s) or (-1, s). So the
+part of x's gradient that passes through a statistic has the form p * x + q, with a p and q for each
+sample and channel. One pass over x and dy takes their sums, and a second one writes dx.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def forward(
 
     Args:
         x: (N, C, H, W).
-        v: (C,), of B0 and S0; None for ones.
+        v: (C,), the parameter of B0 and S0; None for ones.
         var: (C,), of the B series; None to take and return the variance of the batch.
         weight, bias: (C,), or (N, C) for one per sample; None for ones and zeros.
-        groups: of channels, for the S series.
+        groups: the number of groups of channels, for the S series.
         eps: added to variances and mean squares.
         kind: one of `KINDS`.
 
     Returns:
         y, like x;
         stats (2, N, G): mean and s of each group (G = C in the B series);
-        batch_stats (2, C): mean and variance of the batch, (2, 0) where they were not taken.
+        batch_stats (2, C): mean and variance of the batch, (2, 0) if they were not taken.
         Statistics are float32, float64 for float64 x.
     """
     x_, whole = widen(x), kind[0] == "B" and var is None
@@ -85,10 +85,10 @@ def backward(
     eps: float,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, v, var, weight and bias, each like what it is of; (0,) in place of None.
+    """Gradients of x, v, var, weight and bias, each with its tensor's shape; (0,) in place of None.
 
-    Where the forward pass took the variance itself, x gets what passes through it. The bound of a
-    float16 output is taken as not there.
+    If the forward pass took the variance itself, the gradient of x includes the part that passes
+    through it. The bound of a float16 output is ignored.
     """
     x_, dy_ = widen(x), widen(dy)
     n, c, h, w = x.shape
@@ -141,7 +141,7 @@ def formula(
     eps: float,
     kind: str,
 ) -> Tensor:
-    """y again, in operations that can be differentiated any number of times."""
+    """y as :func:`forward` has it, by operations with derivatives of any order."""
     x_ = widen(x)
     v_ = x_.new_ones(()) if v is None else _wide(v)[:, None, None]
     if var is None and kind[0] == "B":
@@ -155,7 +155,7 @@ def formula(
 def _fraction(
     x: Tensor, v: Optional[Tensor], var: Optional[Tensor], s: Tensor, eps: float, kind: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """num, den and s, the latter (N, C, 1, 1)."""
+    """num, den and s. The shape of s is (N, C, 1, 1)."""
     s_ = _per_channel(s, x.shape[1])
     if kind[0] == "S":
         return x * torch.sigmoid(x if v is None else _wide(v)[:, None, None] * x), s_, s_
@@ -172,11 +172,11 @@ def _line(v: Optional[Tensor], s: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def _moments(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, mean square and variance; 0 of no values."""
+    """Mean, mean square and variance. Without values they are 0."""
     count = max(x.numel() // max(x.sum(dims).numel(), 1), 1)
     mean = x.sum(dims, keepdim=True) / count
     centred = x - mean
-    rest = centred.sum(dims) / count  # what rounding took from the mean of an offset input
+    rest = centred.sum(dims) / count  # the mean's rounding error, large if x has an offset
     variance = centred.square().sum(dims) / count - rest.square()
     mean = mean.reshape(variance.shape) + rest
     return mean, variance + mean.square(), variance
@@ -189,7 +189,7 @@ def _by_group(x: Tensor, groups: int, kind: str) -> Tensor:
 
 
 def _per_channel(stat: Tensor, c: int) -> Tensor:
-    """(N, G) as (N, C, 1, 1)."""
+    """Repeat a statistic (N, G) for each channel: (N, C, 1, 1)."""
     n, groups = stat.shape
     return stat[:, :, None].expand(n, groups, c // groups).reshape(n, c, 1, 1)
 
@@ -199,12 +199,12 @@ def _wide(parameter: Optional[Tensor]) -> Optional[Tensor]:
 
 
 def _gradient(parameter: Tensor, of_samples: Tensor) -> Tensor:
-    """A gradient (N, C) as one of a parameter (C,) or (N, C)."""
+    """Turn a gradient (N, C) into the gradient of a parameter (C,) or (N, C)."""
     return (of_samples if parameter.dim() == 2 else of_samples.sum(0)).to(parameter.dtype)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """Of the result: x's own, or the one that a part of a larger tensor has in memory."""
+    """The format of a result: x's own or, for a part of a larger tensor, the larger tensor's."""
     n, c, h, w = x.shape
     if x.is_contiguous() or c == 1 or h * w == 1:  # both at once
         return torch.contiguous_format

@@ -1,10 +1,10 @@
 """The loops over a tensor's values on a GPU, in Triton. The formulas are explained in reference.py.
 
-A program works on tiles: some channels by some positions of one sample. Where one tile holds a
-whole group, a single launch takes its statistics and writes the result, so each value is read once.
-Else one launch leaves moments or sums of parts of a group in a buffer, and when those are added up
-another one writes: REDUCE and WRITE say what a launch does. Nothing but the shape and the GPU
-decides in which order anything is added up. Arguments with an underscore are tensors that may be
+A program works on tiles: some channels by some positions of one sample. If one tile holds a whole
+group, a single launch takes its statistics and writes the result, so each value is read once.
+Otherwise a first launch leaves moments or sums of parts of a group in a buffer. They are added up,
+and a second launch writes. REDUCE and WRITE say what a launch does. The order of every sum depends
+on the shape and the GPU only. Arguments whose name ends in an underscore are tensors that may be
 None or have 16 bits.
 """
 # ruff: noqa: ANN001, ANN201, ANN202
@@ -20,23 +20,23 @@ def _place(
     channels, blocks, splits, WIDTH: tl.constexpr, PART: tl.constexpr, BLOCK_C: tl.constexpr,
     REDUCE: tl.constexpr,
 ):  # fmt: skip
-    """A program's sample, split of a plane, part of a group, groups, channels, which of them exist.
+    """A program's sample, split of a plane, part of a group, groups, channels, and which exist.
 
     A tile has BLOCK_C / PART groups (of WIDTH channels, filled up to PART), or a part of one.
     """
     GROUPS: tl.constexpr = BLOCK_C // PART
     PARTS: tl.constexpr = (WIDTH + PART - 1) // PART
     pid = tl.program_id(0)
-    if not REDUCE:  # backwards: what the first launch read last is in the cache still
+    if not REDUCE:  # backwards: the cache still holds what the first launch read last
         pid = tl.num_programs(0) - 1 - pid
-    n = (pid // blocks // splits).to(tl.int64)  # as offsets are, which may exceed 2^31
+    n = (pid // blocks // splits).to(tl.int64)  # since offsets may exceed 2^31
     split = pid // blocks % splits
     block = pid % blocks
     part = block % PARTS
     i = tl.arange(0, BLOCK_C)
     within = part * PART + i % PART
     group = block // PARTS * GROUPS + tl.arange(0, GROUPS)
-    if WIDTH % PART == 0:  # the same, but seen to be consecutive
+    if WIDTH % PART == 0:  # the same, but the compiler sees that they are consecutive
         c = block * BLOCK_C + i
     else:
         c = (block // PARTS * GROUPS + i // PART) * WIDTH + within
@@ -56,7 +56,7 @@ def _tiles(split, tiles, plane, BLOCK_P: tl.constexpr, ONCE: tl.constexpr):
 
 @triton.jit
 def _tile(number, n, c, exists, channels, plane, BLOCK_P: tl.constexpr, LAST: tl.constexpr):
-    """Offsets of a tile's values in the tensor, and which exist."""
+    """Offsets of a tile's values in the tensor, and which of the values exist."""
     p = number * BLOCK_P + tl.arange(0, BLOCK_P)[None, :]
     if LAST:
         at = (n * plane + p) * channels + c[:, None]
@@ -92,13 +92,13 @@ def _parameter(pointer, otherwise, n, step, c, exists):
 
 @triton.jit
 def _by_group(of_channels, PART: tl.constexpr):
-    """(BLOCK_C,) as (groups, PART)."""
+    """Reshape (BLOCK_C,) to (groups, PART)."""
     return tl.reshape(of_channels, (of_channels.shape[0] // PART, PART))
 
 
 @triton.jit
 def _by_channel(of_groups, PART: tl.constexpr):
-    """(groups,) as (BLOCK_C, 1)."""
+    """Repeat (groups,) for each channel: (BLOCK_C, 1)."""
     GROUPS: tl.constexpr = of_groups.shape[0]
     return tl.reshape(tl.broadcast_to(of_groups[:, None], (GROUPS, PART)), (GROUPS * PART, 1))
 
@@ -114,7 +114,7 @@ def _combine(count, mean, squares):
 
 @triton.jit
 def _statistic(count, mean, squares, eps, CENTRED: tl.constexpr):
-    """Standard deviation or root mean square, eps inside."""
+    """Standard deviation or root mean square, with eps under the root."""
     square = squares / tl.maximum(count, 1.0)
     if not CENTRED:
         square += mean * mean
@@ -169,10 +169,12 @@ def forward(
     ALIGN: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr, REDUCE: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
-    """y; stats (2, batch, groups) where a group has one part; and moments of parts where there is a
-    second launch, (3, batch, groups, parts): count, mean less the group's first value, squares."""
+    """Write y. Write stats (2, batch, groups) if a group has one part. If there is a second launch,
+    write the parts' moments (3, batch, groups, parts): count, mean less the group's first value,
+    squares.
+    """
     ONCE: tl.constexpr = REDUCE and WRITE
-    if LAST:  # the same, but seen to be a multiple
+    if LAST:  # the same, but the compiler sees that it is a multiple
         channels = channels // ALIGN * ALIGN
     else:
         plane = plane // ALIGN * ALIGN
@@ -185,7 +187,7 @@ def forward(
     x = _load(x_, at, mask)
 
     if REDUCE:
-        # Welford's algorithm in each place of the tile, less an offset, which would cost digits.
+        # Welford's algorithm at each place of the tile. An offset would cost digits: subtract it.
         shift = _load(x_, _first(n, group * WIDTH, channels, plane, LAST), group < groups)
         mean = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
         squares = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
@@ -248,9 +250,9 @@ def combine(
     CENTRED: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """stats (2, batch, groups) from the `number` parts of each group that `forward` left.
+    """Write stats (2, batch, groups) from the `number` parts of each group that `forward` left.
 
-    With WHOLE, mean and variance of the whole batch, (2, channels).
+    With WHOLE, write mean and variance of the whole batch, (2, channels).
     """
     groups = channels // WIDTH
     samples = batch if WHOLE else 1
@@ -291,10 +293,10 @@ def backward(
     LAST: tl.constexpr, ALIGN: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, REDUCE: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
-    """dx; and sums (4, batch, splits, channels), the gradients of v, var, weight and bias in parts.
+    """Write dx. Write the gradients of v, var, weight, bias in parts (4, batch, splits, channels).
 
-    d_s, the gradient of s, one launch writes in parts (batch, groups, parts), and the other one
-    reads added up (batch, groups). It gets d_var_ where the variance is the batch's own.
+    Of two launches, the first one writes the gradient of s, d_s, in parts (batch, groups, parts),
+    and the second one reads their sums (batch, groups), and d_var_ if the variance is the batch's.
     """
     ONCE: tl.constexpr = REDUCE and WRITE
     if LAST:
