@@ -544,7 +544,7 @@ def collapsed(lines: list[dict[str, Any]], fid: str) -> bool:
         lines: of the log.
         fid: its key for FID.
     """
-    evaluations = [line for line in lines if fid in line][-3:]
+    evaluations = [line for line in lines if isinstance(line.get(fid), (int, float))][-3:]
     values = [line[fid] for line in evaluations]
     if len(values) < 3 or not values[0] < values[1] < values[2]:
         return False

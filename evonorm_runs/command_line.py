@@ -12,7 +12,7 @@ from typing import Any, Callable
 from fvcore.common.config import CfgNode
 
 from . import distributed
-from .errors import one_line, user_error_line
+from .errors import one_line, printable, user_error_line
 from .stop import Stopped
 
 Results = dict[str, float]
@@ -50,7 +50,7 @@ def run_tool(
                     # Most faults occur in all processes: the main one prints the line, and torchrun
                     # stops this one meanwhile. It prints its own faults, such as a damaged image.
                     time.sleep(5)
-                print(f"{name}: {line}", file=sys.stderr)
+                print(printable(f"{name}: {line}"), file=sys.stderr)
                 return 2
             except KeyboardInterrupt:
                 if distributed.is_main():

@@ -34,6 +34,8 @@ def read_metrics(folder: Path) -> tuple[list[Line], int]:
     """
     lines: list[Line] = []
     damaged = 0
+    if (folder / METRICS).exists() and not (folder / METRICS).is_file():
+        raise OSError(f"{folder / METRICS} is not a file")  # reading a FIFO would never end
     for text in (folder / METRICS).read_bytes().splitlines():
         if not text.strip():
             continue
@@ -53,7 +55,8 @@ def keep_lines(folder: Path, keep: Callable[[Line], bool]) -> tuple[list[Line], 
 
     The main process removes the others, and damaged lines, from the file.
     """
-    found, damaged = read_metrics(folder) if (folder / METRICS).exists() else ([], 0)
+    with user_errors(OSError):
+        found, damaged = read_metrics(folder) if (folder / METRICS).exists() else ([], 0)
     kept = [line for line in found if keep(line)]
     dropped = len(found) - len(kept) + damaged
     if dropped and distributed.is_main():

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from . import distributed
 from .errors import disk_errors
-from .folder import METRICS, dump_line, keep_lines
+from .folder import METRICS, Line, dump_line, keep_lines
 
 
 def say(line: str) -> None:
@@ -28,6 +28,12 @@ def progress(steps: range, total: int, images: int) -> Iterable[int]:
     return tqdm(steps, initial=steps.start - 1, total=total, disable=hidden, **scale)
 
 
+def _done(line: Line, step: int) -> bool:
+    """Whether a line is of one of the first `step` steps; not if it names none."""
+    found = line.get("step")
+    return isinstance(found, (int, float)) and found <= step
+
+
 class Log:
     """The JSON lines of a run that has done `step` steps.
 
@@ -40,7 +46,7 @@ class Log:
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / METRICS
-        self.lines, dropped = keep_lines(folder, lambda line: line.get("step", step + 1) <= step)
+        self.lines, dropped = keep_lines(folder, lambda line: _done(line, step))
         if not distributed.is_main():
             return
         if dropped:
@@ -63,8 +69,8 @@ class Log:
             self.board.flush()
 
     def with_key(self, key: str) -> list[dict[str, Any]]:
-        """The lines that have this key."""
-        return [line for line in self.lines if key in line]
+        """The lines that have a number under this key."""
+        return [line for line in self.lines if isinstance(line.get(key), (int, float))]
 
     def close(self) -> None:
         if distributed.is_main():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import signal
 import subprocess
@@ -14,10 +15,12 @@ import torch
 from fvcore.common.config import CfgNode
 
 from evonorm_runs import stop
+from evonorm_runs.command_line import run_tool
 from evonorm_runs.distributed import process_flags
 from evonorm_runs.errors import UserError
 from evonorm_runs.files import read_checkpoint
 from evonorm_runs.folder import claimed, keep_lines, read_metrics, write_start
+from evonorm_runs.log import Log
 from evonorm_runs.pool import over_all
 from evonorm_runs.random_state import mix
 
@@ -101,6 +104,33 @@ def test_lines_that_come_again_are_removed(tmp_path):
     assert (kept, dropped) == ([{"step": 1}, {"step": 2}], 2)
     assert file.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
     assert keep_lines(tmp_path / "absent", bool) == ([], 0)
+
+
+@pytest.mark.parametrize("step", ["1", None, [1], {}])
+def test_a_line_of_no_step_is_removed(tmp_path, step):
+    file = tmp_path / "metrics.json"
+    file.write_text(
+        '{"step": 1, "FID": 3.0}\n' + json.dumps({"step": step, "FID": 1.0}) + "\n[3]\n"
+    )
+    log = Log(tmp_path, 2)
+    assert log.lines == [{"step": 1, "FID": 3.0}] == log.with_key("FID")
+    log.close()
+    assert file.read_text() == '{"step": 1, "FID": 3.0}\n'
+
+
+def test_metrics_that_are_no_file_are_named(tmp_path):
+    os.mkfifo(tmp_path / "metrics.json")
+    with pytest.raises(UserError, match="metrics.json is not a file"):
+        Log(tmp_path, 0)
+
+
+def test_an_error_obeys_no_terminal(capsys):
+    @run_tool("tool.py")
+    def main():
+        raise UserError("ü: no class '\x1b[2Jcat\x07'")
+
+    assert main() == 2
+    assert capsys.readouterr().err == "tool.py: ü: no class '\\x1b[2Jcat\\x07'\n"
 
 
 def test_a_start_is_written_down(tmp_path):
