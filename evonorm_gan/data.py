@@ -56,6 +56,8 @@ def _open(cfg: CfgNode, split: str) -> ImageSet:
         raise UserError(f"{root} has no validation split; only sets opened by DATA.NAME have one")
     if not root.exists():
         raise UserError(f"DATA.ROOT: {root} does not exist; it may be a folder, a .zip or an .h5")
+    if not root.is_dir() and not root.is_file():
+        raise UserError(f"DATA.ROOT: {root} is neither a folder nor a regular file")
     if root.suffix in (".h5", ".hdf5"):
         return Hdf5Set(root, resolution)
     kind = ZipSet if root.suffix == ".zip" else FolderSet

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,8 @@ def image_batches(
     """
     if path.is_dir():
         return DataLoader(FolderImages(path, resolution), batch_size, num_workers=num_workers)
+    if not path.is_file():
+        raise UserError(f"{path}: neither a folder nor a regular file")
     return read_npz(path, resolution).split(batch_size)
 
 
@@ -100,6 +103,8 @@ def _check_header(archive: zipfile.ZipFile, name: str) -> None:
             read = np.lib.format.read_array_header_2_0
         shape, _, dtype = read(member)
     promised, held = math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size
+    if promised > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise MemoryError
     if promised > held:
         raise ValueError(f"{name} should be {promised:,} bytes, but is {held:,}")
 

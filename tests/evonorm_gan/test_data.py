@@ -205,6 +205,12 @@ def test_a_fifo_among_images_is_named(folder):
     assert ds.fingerprint()  # reads the others
 
 
+@pytest.mark.parametrize("name", ["pets.zip", "pets.h5", "pets"])
+def test_a_fifo_in_place_of_a_set_is_named(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert_error(f"DATA.ROOT: .*{name} is neither a folder nor a regular", root=tmp_path / name)
+
+
 def test_a_loop_of_links_is_named(folder):
     (folder / "cat/again").symlink_to(folder / "cat")
     assert_error("cat/again: a link to a folder that it lies in; remove it", root=folder)

@@ -157,13 +157,12 @@ class TestResuming:
             "sums are text": {"sums": {"loss_d": "much"}},
             "sums are a list": {"sums": [1]},
         }
+        run = GanRun(cfg, torch.device("cpu"), good["classes"], 22)
         for case, changed in tampered.items():
             torch.save({**good, **changed}, path)
-            before = path.read_bytes()
             with pytest.raises(UserError) as error:
-                train(tiny_cfg("SOLVER.MAX_ITER", 3), resume=True)
+                run.load(path)
             assert str(path) in str(error.value) and "\n" not in str(error.value), case
-            assert path.read_bytes() == before, case
         torch.save(good, path)
         train(tiny_cfg("SOLVER.MAX_ITER", 3), resume=True)
 

@@ -36,10 +36,11 @@ def npz(path, shape, compression=zipfile.ZIP_DEFLATED):
     return path
 
 
-@pytest.mark.parametrize("num", [1, 10**9])  # the latter would be 2.8 TiB
-def test_an_npz_that_promises_more_than_it_holds(tmp_path, num):
-    text = line(npz(tmp_path / "a.npz", (num, 32, 32, 3)))
-    assert f"a.npz: not an .npz, or damaged (arr_0.npy should be {num * 3072:,} bytes" in text
+def test_an_npz_that_promises_more_than_it_holds(tmp_path):
+    text = line(npz(tmp_path / "a.npz", (1, 32, 32, 3)))
+    assert "a.npz: not an .npz, or damaged (arr_0.npy should be 3,072 bytes, but is" in text
+    text = line(npz(tmp_path / "b.npz", (10**9, 32, 32, 3)))  # 2.8 TiB
+    assert text.endswith("b.npz: too large for this machine's memory")
 
 
 def test_an_npz_that_does_not_fit_the_memory(tmp_path, monkeypatch):
@@ -55,6 +56,8 @@ def test_an_npz_that_does_not_fit_the_memory(tmp_path, monkeypatch):
 def test_a_fifo_in_a_folder(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     assert "a.png: not an image, or damaged (not a regular file)" in line(tmp_path)
+    os.mkfifo(tmp_path / "a.npz")
+    assert line(tmp_path / "a.npz").endswith("a.npz: neither a folder nor a regular file")
 
 
 def test_images_are_seen_as_a_person_sees_them(tmp_path):
