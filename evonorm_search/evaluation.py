@@ -1,0 +1,173 @@
+"""How good a candidate is: the trainings and the stress test of sections 4.2 and 4.4.
+
+Everything here is a function of a model, data and a seed, and runs in one process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evonorm_runs.random_state import mix
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The task that candidates are trained on; the defaults are those of the paper's B search.
+
+    Attributes:
+        steps: of a full training.
+        batch_size: images per step.
+        lr: of SGD with Nesterov's momentum; constant, or falling to 0 with `schedule` "cosine".
+        weight_decay: of all parameters.
+        crop: pixels of the random crops that are trained on, 0 for whole images. Whole images are
+            evaluated.
+        quality_steps, quality: a candidate is rejected if its accuracy, a fraction, is lower than
+            `quality` after so many of these steps.
+        stability_steps, stability_lr, stability_limit: see :func:`worst_gradient_norm`.
+    """
+
+    steps: int = 2000
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "constant"
+    crop: int = 24
+    quality_steps: int = 100
+    quality: float = 0.2
+    stability_steps: int = 100
+    stability_lr: float = 0.1
+    stability_limit: float = 1e8
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0."""
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
+        return self.lr
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images uint8 (n, 1 or 3, H, W) and classes int64 (n,): to train on, and to score with."""
+
+    train: tuple[Tensor, Tensor]
+    val: tuple[Tensor, Tensor]
+
+    @property
+    def classes(self) -> int:
+        return int(self.train[1].max()) + 1
+
+    def to(self, device: torch.device | str) -> Data:
+        """The same on a device, where they stay."""
+        moved = (tuple(x.to(device) for x in part) for part in (self.train, self.val))
+        return Data(*moved)
+
+
+def train(model: nn.Module, data: Data, proxy: Proxy, steps: int, seed: int) -> list[float]:
+    """Train a model, in place, for the first `steps` steps of the proxy task.
+
+    Returns:
+        the losses, one per step; they end early with one that is not finite.
+    """
+    model.train()
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        proxy.lr,
+        proxy.momentum,
+        weight_decay=proxy.weight_decay,
+        nesterov=True,
+    )
+    losses: list[float] = []
+    for step, (images, labels) in zip(range(steps), batches(data, proxy, seed)):
+        optimizer.param_groups[0]["lr"] = proxy.rate(step)
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            break
+    return losses
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, part: tuple[Tensor, Tensor], batch_size: int = 500) -> float:
+    """The fraction of a part's images whose class gets the highest score, in evaluation mode.
+
+    Scores that are not finite count as wrong.
+    """
+    model.eval()
+    hits = 0
+    for images, labels in zip(*(x.split(batch_size) for x in part)):
+        scores = model(to_float(images))
+        finite = torch.isfinite(scores).all(1)
+        hits += int(((scores.argmax(1) == labels) & finite).sum())
+    return hits / len(part[1])
+
+
+def worst_gradient_norm(model: nn.Module, data: Data, proxy: Proxy, seed: int) -> float:
+    """The norm of the loss's gradient where it gets worst (section 4.4, equation 1).
+
+    The weights of the convolutions move `stability_steps` times by `stability_lr` times the
+    gradient of the norm of the loss's gradient by these weights, so that this norm grows. The paper
+    names no step size.
+
+    Returns:
+        the largest norm seen; infinity where one is not finite. It ends early above
+        `stability_limit`. The model's weights are left where the ascent ended.
+    """
+    model.train()
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    worst = 0.0
+    for _, (images, labels) in zip(range(proxy.stability_steps), batches(data, proxy, seed)):
+        loss = F.cross_entropy(model(images), labels)
+        unused = {"allow_unused": True, "materialize_grads": True}  # as behind a constant layer
+        gradients = torch.autograd.grad(loss, weights, create_graph=True, **unused)
+        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        value = norm.item()
+        if value == 0.0:  # there is no way up
+            continue
+        ascent = torch.autograd.grad(norm, weights, **unused)
+        worst = max(worst, value) if math.isfinite(value) else math.inf
+        if worst > proxy.stability_limit:
+            break
+        with torch.no_grad():
+            torch._foreach_add_(weights, ascent, alpha=proxy.stability_lr)
+    return worst
+
+
+def batches(data: Data, proxy: Proxy, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches, float32 images and classes; epoch after epoch in an order of its own."""
+    images, labels = data.train
+    device = images.device
+    for epoch in range(10**9):
+        generator = torch.Generator().manual_seed(mix(seed, epoch) >> 1)
+        order = torch.randperm(len(labels), generator=generator).to(device)
+        for chosen in order.split(proxy.batch_size):
+            if len(chosen) == proxy.batch_size:
+                picked = images[chosen]
+                yield to_float(crops(picked, proxy.crop, generator)), labels[chosen]
+
+
+def crops(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A random crop of each image: (n, C, size, size); the images themselves for size 0."""
+    if not size:
+        return images
+    n, height, width = len(images), images.shape[2], images.shape[3]
+    top = torch.randint(height - size + 1, (n,), generator=generator)
+    left = torch.randint(width - size + 1, (n,), generator=generator)
+    rows = (top[:, None] + torch.arange(size)).to(images.device)
+    columns = (left[:, None] + torch.arange(size)).to(images.device)
+    index = torch.arange(n, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 (n, 1 or 3, H, W) to float32 (n, 3, H, W) in [-1, 1]."""
+    return (images.float() / 127.5 - 1).expand(-1, 3, -1, -1)
