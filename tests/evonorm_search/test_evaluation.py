@@ -115,14 +115,9 @@ def test_the_ascent_is_that_of_equation_1(tiny):
     weight = network()[0].weight.detach().clone().requires_grad_()
     right, norms = network(), []
     for images, labels in islice(batches(tiny, proxy, 0), 4):
-
-        def gradient_norm(w):
-            y = nn.functional.conv2d(to, w, right[0].bias)
-            loss = nn.functional.cross_entropy(right[1:](y), target)
-            return torch.autograd.grad(loss, w, create_graph=True)[0].norm()
-
-        to, target = images, labels
-        norm = gradient_norm(weight)
+        y = nn.functional.conv2d(images, weight, right[0].bias)
+        loss = nn.functional.cross_entropy(right[1:](y), labels)
+        norm = torch.autograd.grad(loss, weight, create_graph=True)[0].norm()
         norms.append(norm.item())
         step = torch.autograd.grad(norm, weight)[0]
         weight = (weight + 0.05 * step).detach().requires_grad_()
