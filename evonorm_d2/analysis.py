@@ -1,8 +1,8 @@
 """What a detector costs: parameters, multiply-adds (MAdds) and activations, part by part.
 
-The counting is that of the paper's table 4: each conv and fc of the graph that trains on one image,
-and 2 per element of each norm, whichever it is and with or without its activation. One multiply-add
-counts as one. Biases, additions, activations on their own, resizing and pooling count nothing.
+The rules are those of the paper's table 4. Each conv and fc counts in the graph that trains on one
+image. Every norm counts 2 per element, with or without an activation. One multiply-add counts as
+one. Biases, additions, activations without a norm, resizing and pooling count nothing.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def count_flops(module: nn.Module, inputs: Any) -> Complexity:
     """Count one call of a model, or of a part of one, in evaluation mode.
 
     Args:
-        module: on any device. On "meta" nothing is computed, so that it takes no time.
+        module: on any device. On "meta" nothing is computed, so it takes no time.
         inputs: a tuple of arguments, or the only argument.
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -74,7 +74,7 @@ def count_flops(module: nn.Module, inputs: Any) -> Complexity:
 
 
 def analyze(cfg: CfgNode) -> dict[str, Complexity]:
-    """Count a detector, built from a config, as it trains on one image of 1024x1024 pixels.
+    """Count the detector of a config, as it trains on one image of 1024x1024 pixels.
 
     The box head sees MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE regions, mask and keypoint heads
     POSITIVE_FRACTION of them. Nothing is computed: it takes neither a GPU nor weights.
@@ -112,19 +112,19 @@ def analyze(cfg: CfgNode) -> dict[str, Complexity]:
 class FlopCountAnalysis(analysis.FlopCountAnalysis):
     """Detectron2's (and so fvcore's) `FlopCountAnalysis` with the counting of this module.
 
-    In Detectron2's own an EvoNorm counts 0 per element, GN 5, and a deformable conv nothing. Here
-    norms appear as the operator "norm". It counts each submodule too, and therefore traces the
-    model on a real device.
+    Detectron2's own class counts 0 per element of an EvoNorm, 5 of GN, and nothing for a deformable
+    conv. Here norms appear as the operator "norm". Each submodule is counted too, so the model is
+    traced on a real device.
 
     Args:
-        model, inputs: as in Detectron2's.
+        model, inputs: as for Detectron2's class.
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__(model, inputs)
         self.set_op_handle(**dict.fromkeys(_UNCOUNTED, _count_nothing))
         self.set_op_handle("aten::alias_copy", _count_mark)
-        # The weight's place among the arguments: input, offset, [mask], weight, ...
+        # The arguments are input, offset, [mask], weight, ...
         for name, place in (("_DeformConv", 2), ("_ModulatedDeformConv", 3)):
             self.set_op_handle(f"prim::PythonOp.{name}", partial(_count_deformable, place))
 
@@ -187,7 +187,7 @@ def _norms(module: nn.Module) -> list[nn.Module]:
 
 
 def _plain_conv(conv: nn.Module, x: Tensor, *offset_and_mask: Tensor) -> Tensor:
-    """A plain conv of as many MAdds, since Detectron2's deformable convs don't run on "meta"."""
+    """A plain conv with the same MAdds, since Detectron2's deformable convs don't run on "meta"."""
     x = nn.functional.conv2d(
         x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups
     )
@@ -196,7 +196,7 @@ def _plain_conv(conv: nn.Module, x: Tensor, *offset_and_mask: Tensor) -> Tensor:
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, list[nn.Module], Callable[[], Any]]]:
-    """Name, modules and a call of each part of a detector on "meta"."""
+    """The name, the modules and a call of each part of a detector on "meta"."""
     shapes = model.backbone.output_shape()
     features = {
         name: _empty(1, s.channels, IMAGE_SIZE // s.stride, IMAGE_SIZE // s.stride)
@@ -256,7 +256,7 @@ def _empty(*shape: int) -> Tensor:
 
 @contextmanager
 def _norms_replaced(module: nn.Module, replacement: Callable[..., Tensor]) -> Iterator[None]:
-    """In this context a call of an outermost norm is `replacement(its forward, *inputs)`."""
+    """A context in which each outermost norm computes `replacement(its forward, *inputs)`."""
     norms = _norms(module)
     for norm in norms:
         norm.forward = partial(replacement, norm.forward)

@@ -22,9 +22,10 @@ from evonorm_runs.random_state import get_random_state, set_random_state
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for local folders, atomic and safe.
 
-    A file is written aside, forced to the disk and renamed, first the checkpoint, then the tag
-    `last_checkpoint`: whenever the process is killed, the tag names a whole checkpoint. Loading
-    raises FileNotFoundError or UserError for a file that is absent, damaged or could run code.
+    A file is written under another name, forced to the disk and renamed. The checkpoint comes
+    first, then the tag `last_checkpoint`, so the tag names a whole checkpoint whenever the process
+    is killed. Loading raises FileNotFoundError or UserError for a file that is absent, damaged or
+    could run code.
     """
 
     def save(self, name: str, **extra: Any) -> None:
@@ -41,7 +42,7 @@ class Checkpointer(DetectionCheckpointer):
     def done(self) -> int:
         """How many iterations the last checkpoint has done; 0 if there is none, or it is damaged.
 
-        It is not read whole, which takes a second or two for each gigabyte.
+        Only a part of the file is read: the whole takes a second or two for each gigabyte.
         """
         if not self.has_checkpoint():
             return 0
@@ -64,12 +65,12 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = read_weights(filename)
         if filename.endswith(".pkl") and not {"model", "__author__"} <= data.keys():
-            # Caffe2's weights, named otherwise, and with the momenta of SGD among them.
+            # Caffe2's weights, which have other names and include the momenta of SGD.
             blobs = data.get("blobs", data)
             weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
             return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
         data = data if "model" in data else {"model": data}
-        url = getattr(self, "_parsed_url_during_load", None)  # release 0.6 takes no query
+        url = getattr(self, "_parsed_url_during_load", None)  # release 0.6 does not accept a query
         if url and "matching_heuristics=True" in url.query:
             data["matching_heuristics"] = True
         return data
@@ -110,7 +111,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 class RandomState:
     """The global generators of Python, NumPy and PyTorch, as an object to checkpoint.
 
-    Only the first process writes a checkpoint, so with several each keeps its own instead.
+    Only the first process writes a checkpoint. With several processes, each keeps its own state.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class RandomState:
 
 @contextlib.contextmanager
 def kept_random_state() -> Iterator[None]:
-    """Whatever is drawn inside, the global generators go on as if it had not been."""
+    """A context that leaves the global generators as they were, whatever is drawn in it."""
     state = get_random_state()
     try:
         yield

@@ -21,7 +21,7 @@ _BACKBONES = {
     "build_resnet_fpn_backbone": "build_norm_act_resnet_fpn_backbone",
     "build_retinanet_resnet_fpn_backbone": "build_norm_act_retinanet_resnet_fpn_backbone",
 }
-# For each key: the key that names the component which reads it, and ours for each stock one.
+# For each key: the key that names its component, and our component for each stock one.
 COMPONENTS = {
     "RESNETS.NORM": ("BACKBONE.NAME", _BACKBONES),
     "FPN.NORM": ("BACKBONE.NAME", _BACKBONES),
@@ -36,7 +36,7 @@ COMPONENTS = {
     "SEM_SEG_HEAD.NORM": ("SEM_SEG_HEAD.NAME", {"SemSegFPNHead": "NormActSemSegFPNHead"}),
     "RETINANET.NORM": ("META_ARCHITECTURE", {"RetinaNet": "NormActRetinaNet"}),
 }
-# For each key that only some of Detectron2's architectures read: which ones.
+# For a key that only some of Detectron2's architectures read: their names.
 _READ_BY = {
     "RPN.NORM": ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"),
     "ROI_BOX_HEAD.NORM": ("GeneralizedRCNN", "PanopticFPN"),
@@ -45,7 +45,7 @@ _READ_BY = {
     "RETINANET.NORM": ("RetinaNet", "NormActRetinaNet"),
 }
 _ARCHITECTURES = {name for names in _READ_BY.values() for name in names}
-# And the values of other keys with which nothing reads it.
+# If another key has one of these values, nothing reads a key.
 _UNREAD = {
     "RPN.NORM": ("PROPOSAL_GENERATOR.NAME", ("PrecomputedProposals",)),
     "ROI_BOX_HEAD.NORM": ("ROI_HEADS.NAME", ("Res5ROIHeads",)),
@@ -66,11 +66,11 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     """Add the plugin's keys to a Detectron2 config, in place, unless they are there.
 
     MODEL.RPN.NORM: norm of the RPN head's conv; "" for none, as in Detectron2.
-    MODEL.FPN.PAD_TO: pad batches to multiples of this size, in pixels; 0 as little as possible.
+    MODEL.FPN.PAD_TO: pad batches to multiples of this many pixels; 0 pads as little as possible.
     MODEL.EVONORM: the options of norm-acts, which :func:`evonorm.build_norm_act` describes. EPS
-        None leaves each layer its own. LINEAR is what stands where no activation follows: "",
-        affine, BN, GN, LN or a formula. ZERO_INIT_LAST lets the weight of the last norm of each
-        residual branch start at 0.
+        None means each layer's own. LINEAR is the norm where no activation follows: "", affine, BN,
+        GN, LN or a formula. With ZERO_INIT_LAST the weight of the last norm of each residual branch
+        starts at 0.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
@@ -86,9 +86,9 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
 def resolve(cfg: CfgNode) -> CfgNode:
     """Swap the names of stock components for ours wherever a NORM key names a norm-act, in place.
 
-    It works on a frozen config too. When it refuses, and in a second call, it changes nothing. A
-    norm-act at a key that nothing reads, such as MODEL.ROI_BOX_HEAD.NORM of a RetinaNet, has no
-    effect; the log says so.
+    The config may be frozen. If this raises an error, or is called a second time, it changes
+    nothing. A norm-act at a key that nothing reads, such as MODEL.ROI_BOX_HEAD.NORM of a RetinaNet,
+    has no effect; the log says so.
 
     Returns:
         cfg itself.
@@ -131,7 +131,7 @@ def _norm_keys(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _unread(cfg: CfgNode, key: str) -> str:
-    """The other key that makes nothing read this one; "" if something does, or may."""
+    """The other key because of which nothing reads this one; "" if something reads it, or may."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     if architecture in _ARCHITECTURES and architecture not in _READ_BY.get(key, (architecture,)):
         return "META_ARCHITECTURE"

@@ -1,4 +1,4 @@
-"""For stock tools: `DETECTRON2_ENV_MODULE=evonorm_d2.env` lets Detectron2 set the plugin up itself.
+"""`DETECTRON2_ENV_MODULE=evonorm_d2.env` lets Detectron2 set the plugin up, for its own tools.
 
 Detectron2 calls :func:`setup_environment` when it is imported. Its own `train_net.py`, demo and
 `DefaultPredictor` then take our config keys, resolve each config before they build its model, and

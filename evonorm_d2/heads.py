@@ -59,7 +59,7 @@ class NormActConvUpsampleHead(_NormActConvs, MaskRCNNConvUpsampleHead):
 
 @RPN_HEAD_REGISTRY.register()
 class NormActRPNHead(StandardRPNHead):
-    """`StandardRPNHead` with a norm, `MODEL.RPN.NORM`, after each hidden conv (with its bias).
+    """`StandardRPNHead` with a norm, `MODEL.RPN.NORM`, after each hidden conv, which has a bias.
 
     Args:
         norm: the name of a norm-act or its formula, a :class:`Norm`, or what Detectron2's

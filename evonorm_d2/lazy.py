@@ -1,4 +1,4 @@
-"""The same swap for LazyConfig, of classes instead of names."""
+"""The swap of Detectron2's components for ours in a LazyConfig: by class instead of by name."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def resolve_lazy(model: DictConfig, **options: Any) -> DictConfig:
 
 
 def _nodes(node: Any) -> list[DictConfig]:
-    """A node and all below it."""
+    """A node and all nodes below it."""
     if isinstance(node, ListConfig):
         return [n for child in node._iter_ex(resolve=False) for n in _nodes(child)]
     if not isinstance(node, DictConfig):

@@ -45,10 +45,10 @@ _DATA_ERRORS = (
 class TrainLoader:
     """Detectron2's training loader, which can start at any batch.
 
-    The order of the images is a function of the sampler's seed, which is the state to checkpoint.
-    A loader that starts at batch n gives what an uninterrupted one gives as its n-th batch. This is
-    exact if there are no worker processes (DATALOADER.NUM_WORKERS 0) and no grouping holds images
-    back, so if DATALOADER.ASPECT_RATIO_GROUPING is False, or all images or none are landscape.
+    The order of the images is a function of the sampler's seed, which belongs into a checkpoint. A
+    loader that starts at batch n gives the batches of an uninterrupted one from its n-th on. This
+    is exact if there are no worker processes (DATALOADER.NUM_WORKERS 0) and grouping holds no
+    images back: DATALOADER.ASPECT_RATIO_GROUPING is False, or all images or none are landscape.
 
     Raises:
         UserError: a data set that can't be loaded.
@@ -82,7 +82,7 @@ class TrainLoader:
         )
         loader = build_detection_train_loader(**{**self._arguments, "sampler": sampler})
         workers = loader if isinstance(loader, DataLoader) else loader.dataset
-        # The workers' seeds must not come from the global generator, which each start would move.
+        # Each start would move the global generator, so the workers' seeds must not come from it.
         workers.generator = torch.Generator().manual_seed((torch.initial_seed() + start) % 2**63)
         yield from loader
 
@@ -103,14 +103,14 @@ class Mapper(DatasetMapper):
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         try:
             return super().__call__(dataset_dict)
-        except Exception as error:  # any kind, as what it works on came from a file
+        except Exception as error:  # of any kind, as the data came from a file
             where = [str(dataset_dict.get("file_name")), *self._broken_annotation(dataset_dict)]
             plain = isinstance(error, (OSError, SyntaxError, ValueError))
             kind = [] if plain else [type(error).__name__]
             raise UserError(": ".join([*where, *kind, one_line(error)])) from error
 
     def _broken_annotation(self, dataset_dict: dict[str, Any]) -> Iterator[str]:
-        """Which annotation can't be mapped on its own, where the image can be without any."""
+        """Name the annotation that can't be mapped, if the image can be mapped without any."""
         annotations = dataset_dict.get("annotations") or []
         for index, some in enumerate([[], *([annotation] for annotation in annotations)]):
             try:

@@ -45,7 +45,7 @@ class Norm:
 
     def __call__(self, channels: int) -> nn.Module:
         layer = build_norm_act(self.name, channels, self.activation, **self.options)
-        layer.refuse_unknown = True  # such weights are mostly BatchNorm's here
+        layer.refuse_unknown = True  # such weights mostly come from BatchNorm
         return layer
 
     def without_activation(self) -> Norm:
@@ -56,7 +56,7 @@ class Norm:
 
 
 def as_norm(norm: Any) -> Any:
-    """A :class:`Norm` for a name or a formula; Detectron2's own names and callables stay."""
+    """A :class:`Norm` for a name or a formula; other names and callables stay as they are."""
     return Norm(norm) if is_norm_act(norm) else norm
 
 

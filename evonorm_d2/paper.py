@@ -1,4 +1,4 @@
-"""Mask R-CNN in the layout of the paper's code base, found by matching the Params of its table 4.
+"""Mask R-CNN in the layout of the paper's code base, inferred from the Params of its table 4.
 
 It differs from Detectron2's layout in this: the RPN, the box head's fc and the mask head's deconv
 have norms, P6 comes from a strided conv, the FPN has norms on P2 to P6 only, convs with a norm have
@@ -39,7 +39,7 @@ def _renamed(method: Any, name: str) -> Any:
 
 
 class LastLevelP6(nn.Module):
-    """P6 from P5 by a 3x3 conv with stride 2."""
+    """P6 from P5, by a 3x3 conv with stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class PaperOutputLayers(FastRCNNOutputLayers):
 
 
 class _WithBackground(nn.Linear):
-    """Linear layer that computes `background` more outputs, as the paper's does, and drops them."""
+    """Linear layer that computes `background` more outputs, as in the paper, and drops them."""
 
     def __init__(self, in_features: int, out_features: int, background: int) -> None:
         super().__init__(in_features, out_features + background)

@@ -29,7 +29,7 @@ BLOCKS_PER_STAGE = {
 
 
 class _NormActBlock:
-    """What the residual blocks below share. `relu` follows a norm, unless that is a norm-act.
+    """What the residual blocks below share. `relu` follows a norm unless the norm is a norm-act.
 
     Args:
         norm: the name of a norm-act or its formula, a :class:`Norm`, or what Detectron2's
@@ -107,7 +107,7 @@ class NormActBasicBlock(_NormActBlock, BasicBlock):
 
 
 class NormActBottleneckBlock(_NormActBlock, BottleneckBlock):
-    """`BottleneckBlock` with any norm-act after conv1 and conv2, elsewhere without activation."""
+    """`BottleneckBlock` with any norm-act after conv1 and conv2, without activation elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.conv1(x))
@@ -118,7 +118,7 @@ class NormActBottleneckBlock(_NormActBlock, BottleneckBlock):
 
 
 class NormActDeformBottleneckBlock(_NormActBlock, DeformBottleneckBlock):
-    """`DeformBottleneckBlock` in the same way. The deformable conv2 applies its norm itself."""
+    """`DeformBottleneckBlock`, likewise. The deformable conv2 applies its norm itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.conv1(x))

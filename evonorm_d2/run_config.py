@@ -1,4 +1,4 @@
-"""The config of a run, from a file that nobody need trust: loading it runs no code."""
+"""The config of a run. Loading its file runs no code, so the file need not be trusted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .config import add_evonorm_config, resolve
 def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, the plugin's keys, a yaml file with its _BASE_s, then the overrides.
 
-    MODEL.DEVICE becomes cpu if it is named nowhere and PyTorch sees no GPU.
+    MODEL.DEVICE becomes cpu if it is not set and PyTorch sees no GPU.
 
     Args:
         overrides: KEY VALUE KEY VALUE ...

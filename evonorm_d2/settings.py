@@ -1,4 +1,4 @@
-"""Values of a config at which Detectron2 would trip later on: refused at once, with their key."""
+"""Refuse values of a config on which Detectron2 would fail later, and name their key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHOICES = {
 
 
 def check_settings(cfg: CfgNode, training: bool, processes: int = 1) -> None:
-    """Raise UserError for a value with which a run could not start, or would end in a traceback.
+    """Raise UserError for a value that would keep a run from starting, or end it in a traceback.
 
     Args:
         training: whether it trains, or evaluates only.

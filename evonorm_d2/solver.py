@@ -1,4 +1,4 @@
-"""Weight decay of norm-acts. Detectron2 knows norms by a fixed list of classes without ours."""
+"""Weight decay of norm-acts. Detectron2 has a fixed list of norms, which lacks our classes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def get_default_optimizer_params(
 
     Args:
         model: the model.
-        args, kwargs: those of Detectron2's function, of which its versions have different ones.
+        args, kwargs: those of Detectron2's function, which differ between its versions.
 
     Returns:
         the groups of parameters that a PyTorch optimizer takes.
@@ -85,7 +85,7 @@ def get_default_optimizer_params(
 
 
 def _norm_act_parameters(model: nn.Module, without: Container[str]) -> set[int]:
-    """The ids of the norm-acts' parameters but those of these names."""
+    """The ids of the norm-acts' parameters, without those of these names."""
     return {
         id(parameter)
         for layer in norm_acts(model)

@@ -1,4 +1,4 @@
-"""Training and evaluation as Detectron2's default trainer does it, with norm-acts looked after."""
+"""Training and evaluation as Detectron2's default trainer does it, with care for norm-acts."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ EVALUATORS = {
     "coco_panoptic_seg": [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator],
 }
 MAIN_FIGURES = ("AP", "mIoU", "PQ")  # of those evaluators: ends of keys
-# What may differ between a run and its going on: the others would make it another one, are kept
-# in the checkpoint, as the learning rate is, or would make its evaluations not comparable.
+# What may differ when a run is resumed. Any other key would make it another run or its evaluations
+# not comparable, or has its value in the checkpoint, like the learning rate.
 MAY_DIFFER = {
     "MODEL.DEVICE",
     "SOLVER.MAX_ITER",
@@ -134,8 +134,8 @@ class Trainer(DefaultTrainer):
 class Evaluation(hooks.EvalHook):
     """Detectron2's hook, with a log that holds each evaluation once, with the iteration it follows.
 
-    Detectron2 logs the last one an iteration late, and writes the others down up to 19 iterations
-    later. One that a run was killed before is made up for when the run goes on.
+    Detectron2 logs the last evaluation an iteration late, and writes the others down up to 19
+    iterations later. If a run is killed before an evaluation, it is done when the run goes on.
     """
 
     def __init__(self, hook: hooks.EvalHook, writers: list[EventWriter]) -> None:
@@ -157,7 +157,7 @@ class Evaluation(hooks.EvalHook):
             self._evaluate()
 
     def after_train(self) -> None:
-        del self._func  # as Detectron2's, it refers to the trainer
+        del self._func  # like Detectron2's hook, this one refers to the trainer
 
     def _due(self, done: int) -> bool:
         periodic = self._period > 0 and done > 0 and done % self._period == 0
@@ -191,11 +191,11 @@ class StopOnSigterm(HookBase):
 
 
 class RunningStatistics(HookBase):
-    """Readies the running statistics of batch-dependent norm-acts for checkpoint and evaluation.
+    """Prepares running statistics of batch-dependent norm-acts for checkpoints and evaluations.
 
-    They are averaged over the processes, each of which has its own as Detectron2 does not broadcast
+    They are averaged over the processes. Each process has its own, as Detectron2 does not broadcast
     buffers. With TEST.PRECISE_BN.ENABLED they are first taken anew, with fixed weights, over
-    TEST.PRECISE_BN.NUM_ITER batches, when and as Detectron2's PreciseBN does it for BatchNorm.
+    TEST.PRECISE_BN.NUM_ITER batches, whenever Detectron2's PreciseBN does so for BatchNorm.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -247,7 +247,7 @@ def average_over_processes(layers: Iterable[nn.Module]) -> None:
 def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """Detectron2's evaluators for a data set; results go to OUTPUT_DIR/inference.
 
-    With several data sets in DATASETS.TEST they go to a folder of the data set's name in there.
+    With several data sets in DATASETS.TEST, each has a folder of its name there.
     """
     folder = os.path.join(cfg.OUTPUT_DIR, "inference")
     if len(cfg.DATASETS.TEST) > 1:
@@ -262,7 +262,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
 def check_run(
     cfg: CfgNode, resume: bool, eval_only: bool, num_gpus: int = 1, num_machines: int = 1
 ) -> None:
-    """Raise UserError for what would go wrong, or overwrite something, later on."""
+    """Raise UserError for what would later go wrong or overwrite something."""
     if cfg.TEST.AUG.ENABLED:
         raise UserError(
             "TEST.AUG: for test-time augmentation run Detectron2's own train_net.py with "
@@ -303,7 +303,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     """Train and evaluate; everything is written to OUTPUT_DIR.
 
     Args:
-        resume: from the last checkpoint in OUTPUT_DIR, if there is one.
+        resume: continue from the last checkpoint in OUTPUT_DIR, if there is one.
 
     Returns:
         the results of the last evaluation, {"bbox": {"AP": ...}, ...}, per data set if there are
@@ -318,7 +318,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     folder = Path(cfg.OUTPUT_DIR)
     with stop.on_sigterm(), disk_errors(folder):
         done = Checkpointer(nn.Module(), str(folder)).done() if resume else 0
-        # The lines of a run that was killed after its last checkpoint come again.
+        # Lines after the last checkpoint of a run that was killed are written again.
         keep_lines(folder, lambda line: line.get("iteration", done) < done)
         with _setting_up():
             trainer = Trainer(cfg)

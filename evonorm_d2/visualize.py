@@ -71,7 +71,7 @@ def draw_sheet(run: Path, num: int = 8, score_threshold: float = 0.5) -> Tensor:
 
 
 def _read_predictions(path: Path, score_threshold: float) -> dict[int, list[dict]]:
-    """COCO's results, image by image."""
+    """COCO's results by image."""
     if not path.is_file():
         raise UserError(
             f"{path} does not exist: make it with "

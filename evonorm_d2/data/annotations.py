@@ -19,8 +19,8 @@ class Fault(NamedTuple):
     """Something wrong with an annotation.
 
     Args:
-        kind: in a few words; faults of a kind are alike.
-        what: is wrong, and what would be right.
+        kind: a few words, the same for faults that are alike.
+        what: what is wrong, and what would be right.
         refused: False if Detectron2 copes with it.
     """
 
@@ -53,7 +53,7 @@ class Rules:
         )
 
     def faults(self) -> Iterator[Fault]:
-        """Whatever is wrong: what is as a whole, then each annotation, then ids."""
+        """All faults: those of the annotations as a whole, then of each annotation, then of ids."""
         if self.keypoints and (self.train or self.test):
             yield from self._keypoint_metadata()
         images = {image["id"]: image for image in self.data.images}
@@ -136,11 +136,11 @@ class Rules:
             yield from self._rle(segmentation, image)
 
     def _for_coco(self, annotation: dict) -> Iterator[Fault]:
-        """What Detectron2's loader for COCO, and COCO's evaluation, do not take."""
+        """Faults on which Detectron2's loader for COCO, or COCO's evaluation, fails."""
         if not isinstance(annotation.get("id"), (int, str)):
             yield Fault("id", "it has no id that is a number")
         if annotation.get("ignore", 0):
-            yield Fault("ignore", "it is to be ignored, which Detectron2 has no way to: remove it")
+            yield Fault("ignore", "it is to be ignored, which Detectron2 can't do: remove it")
         if self.test:
             area = annotation.get("area")
             if not isinstance(area, (int, float)):
@@ -152,12 +152,12 @@ class Rules:
     def _polygons(self, polygons: list) -> Iterator[Fault]:
         good = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
         if len(good) < len(polygons):
-            # With polygons left, or none, Detectron2's loader for COCO goes on without this one.
+            # Detectron2's loader for COCO leaves it out, and the object too if none is left.
             yield Fault(
                 "polygons",
                 "a polygon of its segmentation has not three points or more, each of two numbers"
                 + (": Detectron2 leaves it out" if self.data.from_json else ""),
-                # Of the first one COCO's evaluation reads four numbers.
+                # COCO's evaluation reads four numbers of the first polygon.
                 not self.data.from_json or (self.test and len(polygons[0]) < 4),
             )
         if not all(map(_finite, good)):
@@ -175,7 +175,7 @@ class Rules:
             what = f"its mask is RLE of height and width {size}, but the image has {wanted}"
             yield Fault("size of RLE", what)
         elif sum(_runs(rle.get("counts"))) != size[0] * size[1]:
-            # Its decoder would leave the rest of the mask as the memory was.
+            # COCO's decoder would not write the rest of the mask, which would be random memory.
             what = "the counts of its RLE do not add up to height times width"
             yield Fault("counts of RLE", what)
 
@@ -224,8 +224,8 @@ def _box(box: Any, image: dict) -> Iterator[Fault]:
 def _runs(counts: Any) -> list[int]:
     """The lengths of the runs in RLE of COCO's, a list or a compressed string; [] if it is broken.
 
-    Of a string each character holds 5 bits and says whether another one follows, and each length
-    but the first three is the difference to the last but one.
+    Each character of a string holds 5 bits and says whether another one follows. Each length after
+    the first three is stored as the difference to the length two before it.
     """
     if not isinstance(counts, (str, bytes)):
         good = isinstance(counts, list) and all(isinstance(x, int) and x >= 0 for x in counts)
@@ -243,10 +243,10 @@ def _runs(counts: Any) -> list[int]:
 
 
 def _find(table: dict, key: Any) -> Any:
-    """A value of a table, None for a key of any type that is not in it."""
+    """The value of a key in a table, None if it is not there. The key may have any type."""
     try:
         return table.get(key)
-    except TypeError:  # a list, say
+    except TypeError:  # such as a list
         return None
 
 

@@ -1,4 +1,4 @@
-"""Any data set of Detectron2's catalog as COCO's format has it, to be checked."""
+"""Read any data set of Detectron2's catalog into COCO's format, to be checked."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def read(name: str) -> DataSet:
     """A data set of the catalog.
 
     Raises:
-        UserError: an image or a class that is not in COCO's format.
-        Exception: of any kind, where it can't be read.
+        UserError: an image or a class is not in COCO's format.
+        Exception: an error of any kind, if it can't be read.
     """
     metadata = MetadataCatalog.get(name)
     json_file = metadata.get("json_file")
@@ -52,7 +52,7 @@ def read(name: str) -> DataSet:
             content = json.load(file)
         lists = [_dictionaries(name, content, key) for key in ("categories", "images")]
         classes = _classes(name, lists[0])
-        # A loader of somebody's own may take some of the classes only.
+        # A user's own loader may return some of the classes only.
         if metadata.get("thing_classes", list(classes.values())) == list(classes.values()):
             folder = metadata.get("image_root", "")
             images = [_with_path(name, image, folder) for image in lists[1]]
@@ -73,7 +73,7 @@ def read(name: str) -> DataSet:
 
 
 def same_ids(what: str, items: Iterable[dict]) -> list[str]:
-    """A line for each id that several have; `what` they are."""
+    """A line for each id that several items have; `what` names the items, such as images."""
     counts = Counter(repr(item.get("id")) for item in items)
     return [
         f"{n} {what} have the id {key}: each needs its own" for key, n in counts.items() if n > 1
@@ -108,7 +108,7 @@ def _with_path(name: str, image: dict, folder: str) -> dict:
 
 
 def _as_coco(annotation: dict, image: int, index: int) -> dict:
-    """An annotation of Detectron2's, called by its index in its image."""
+    """One of Detectron2's annotations, named by its index in its image."""
     box = annotation.get("bbox")
     if annotation.get("bbox_mode") == BoxMode.XYXY_ABS and box is not None and len(box) == 4:
         box = [box[0], box[1], box[2] - box[0], box[3] - box[1]]

@@ -1,7 +1,7 @@
-"""Data sets against a config: what would end in a traceback, or in another model than meant.
+"""Check data sets against a config: find what would end in a traceback, or in a wrong model.
 
 Detectron2 copes with some faults itself: in training it drops polygons of two points and boxes
-without an area, and clips boxes to the image. Those are told, not refused.
+without an area, and clips boxes to the image. Such faults are reported, not refused.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Finding(NamedTuple):
     """Something wrong with a data set.
 
     Args:
-        kind: in a few words; findings of a kind are alike.
-        line: what is wrong, where, what would be right.
+        kind: a few words, the same for findings that are alike.
+        line: what is wrong, where, and what would be right.
         refused: False if Detectron2 copes with it.
     """
 
@@ -48,7 +48,7 @@ class Finding(NamedTuple):
 
 
 def check_data(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) -> None:
-    """Check data sets before they are used, their images by a sample. Warns of what is not refused.
+    """Check data sets, and a few of their images, before a run. Warns of what is not refused.
 
     Raises:
         UserError: the first fault that would end the run, or let it train something else.
@@ -66,14 +66,14 @@ def check_data(cfg: CfgNode, train: Sequence[str], test: Sequence[str]) -> None:
 def find_faults(
     cfg: CfgNode, train: Sequence[str], test: Sequence[str], every_image: bool = False
 ) -> Iterator[Finding]:
-    """Whatever is wrong with the data sets of a config.
+    """All faults in the data sets of a config.
 
     Args:
         train, test: the names of the data sets, mostly DATASETS.TRAIN and DATASETS.TEST.
-        every_image: whether to read all images, or a few.
+        every_image: whether to read all images, or only a few.
 
     Raises:
-        UserError: a data set that can't be loaded at all.
+        UserError: a data set can't be loaded at all.
     """
     check_names([*train, *test])
     first: DataSet | None = None
@@ -91,7 +91,7 @@ def find_faults(
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Halves the time for COCO, whose millions of lists the collector would search for cycles."""
+    """Stop the garbage collector, which would search COCO's millions of lists: half the time."""
     gc.disable()
     try:
         yield

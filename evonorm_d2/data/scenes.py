@@ -13,7 +13,7 @@ LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class Style:
-    """How varied, and so how hard, the scenes are. A pair is the range of a uniform draw."""
+    """How varied the scenes are, and so how hard. A pair is the range of a uniform draw."""
 
     digits: tuple[int, int] = (1, 4)  # per image, both ends included
     height: tuple[float, float] = (0.28, 0.5)  # of the scan, in image sides, before rotation
