@@ -72,7 +72,7 @@ def test_nor_does_what_a_config_names(write, tmp_path):
         ("", "config.yaml"),
         ("- 1", "config.yaml"),
         ("_BASE_: none.yaml", "none.yaml"),
-        ("_BASE_: config.yaml", "recursion"),
+        ("_BASE_: config.yaml", "_BASE_ leads back to itself"),
         ("VERSION: 9", "v9"),
     ],
 )
