@@ -29,6 +29,7 @@ MOST = {
     "DATA.NUM_WORKERS": 256,
     "TEST.BATCH_SIZE": 2**16,
     "TEST.NUM_SAMPLES": 10**7,
+    "TEST.STANDING_BATCHES": 10**6,
 }
 
 
@@ -161,7 +162,7 @@ def _check(cfg: CfgNode) -> None:
     if cfg.TEST.NUM_SAMPLES < 10:
         raise UserError(f"TEST.NUM_SAMPLES is {cfg.TEST.NUM_SAMPLES}, but IS takes 10 splits of it")
     few = cfg.TEST.SUBSET
-    if few is not None and (few < 10 or few % 1):
+    if few is not None and (few < 10 or not isinstance(few, int)):
         raise UserError(f"TEST.SUBSET is {few}, but should be 10 or more images, or None")
     betas = cfg.SOLVER.BETAS
     numbers = [isinstance(beta, (int, float)) for beta in betas]

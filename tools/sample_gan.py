@@ -29,6 +29,8 @@ from evonorm_runs.config import check_device
 from evonorm_runs.distributed import process_flags
 from evonorm_runs.errors import UserError, printable, user_errors
 
+MOST = 10_000  # rows or columns of a picture, or batches: more would fill the memory
+
 # The commands: each takes the generator and its classes, and returns the picture and its caption.
 
 
@@ -108,11 +110,11 @@ def take_statistics(G: nn.Module, args: argparse.Namespace, truncation: float | 
     standing_statistics(G, args.standing_batches, args.batch_size, 0, truncation, by)
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """A type for argparse: an integer from `least` to what a seed can be."""
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
+    """A type for argparse: an integer from `least` to `most`."""
 
     def integer(text: str) -> int:
-        if not least <= int(text) < 2**63:
+        if not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"{text} is less than {least}, or huge")
         return int(text)
 
@@ -178,7 +180,7 @@ def parse_arguments() -> argparse.Namespace:
     c.add_argument("--class", dest="class_name", required=True, help="name or index")
 
     for c in commands.choices.values():
-        c.add_argument("--seed", type=whole(0), default=0, help="of z (default: 0)")
+        c.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of z (default: 0)")
 
     c = command("export", "write the generator as TorchScript or ONNX", None)
     c.add_argument("--format", choices=("torchscript", "onnx"), required=True)

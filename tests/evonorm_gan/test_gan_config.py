@@ -82,6 +82,8 @@ def test_what_is_wrong_is_named_in_one_line(overrides, line):
         ("TEST.NUM_SAMPLES", 9),
         ("TEST.TRUNCATE_BY", "clip"),
         ("TEST.SUBSET", 9),
+        ("TEST.SUBSET", 50.0),
+        ("TEST.STANDING_BATCHES", 10**12),
         ("TEST.SUBSET", "all"),
         ("MODEL.D_32_ENDS_AT", 16),
         ("TEST.STANDING_BATCHES", -1),

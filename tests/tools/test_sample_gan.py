@@ -172,6 +172,8 @@ def test_errors_are_one_line(checkpoint, call, tmp_path):
     refused("takes one class, but --classes gives 2", "interpolate", "--classes", "cat", "dog")
     refused("no such checkpoint", "grid", path=tmp_path / "nothing.pth")
     refused("is less than 1", "grid", "--per-class", 0)
+    refused("1000000000 is less than 1, or huge", "grid", "--per-class", 10**9)
+    refused("or huge", "truncation", "--columns", 10**9)
     refused("not a finite number above 0", "grid", "--truncation", "-1")
     refused("is less than 0, or huge", "grid", "--seed", 2**64)
     refused("--device: Expected one of", "grid", "--device", "nonsense")
