@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import distributed
+from .checkout import ROOT
 
 PACKAGES = ("torchvision", "numpy", "triton", "detectron2", "evonorm-detection-gan")
 
@@ -51,11 +51,10 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the checkout that holds this package, with a + if files differ; or None."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
     try:
-        run = ("git", "-C", str(root))
+        run = ("git", "-C", str(ROOT))
         options = {"capture_output": True, "text": True, "timeout": 20, "check": True}
         head = subprocess.run([*run, "rev-parse", "HEAD"], **options).stdout.strip()
         status = [*run, "status", "--porcelain", "--untracked-files=no"]

@@ -101,6 +101,14 @@ train_net CONFIG MODEL.WEIGHTS flipped.pth        | flipped.pth: damaged: its pa
 train_net CONFIG MODEL.WEIGHTS bomb.pth           | bomb.pth: loading it could run code, as it holds posix.mkdir
 train_net CONFIG MODEL.WEIGHTS bomb.pkl           | bomb.pkl: loading it could run code, as it holds posix.mkdir
 train_net CONFIG MODEL.WEIGHTS list.pth           | list.pth: not a checkpoint, which would be a dictionary
+train_net CONFIG MODEL.DEVICE foo                 | MODEL.DEVICE
+train_net CONFIG SOLVER.IMS_PER_BATCH 0           | SOLVER.IMS_PER_BATCH
+train_net CONFIG DATALOADER.NUM_WORKERS -1        | DATALOADER.NUM_WORKERS
+train_net CONFIG SOLVER.STEPS "('a',)"            | SOLVER.STEPS
+train_net CONFIG SOLVER.AMP.ENABLED True          | SOLVER.AMP.ENABLED
+train_net CONFIG MODEL.KEYPOINT_ON True           | KEYPOINT_ON
+train_net CONFIG MODEL.ROI_HEADS.NUM_CLASSES 3    | NUM_CLASSES
+train_net CONFIG MODEL.ROI_HEADS.NUM_CLASSES 80   | NUM_CLASSES
 train_net CONFIG OUTPUT_DIR held                  | held holds a run (model_0000004.pth): continue it with --resume
 train_net --eval-only CONFIG                      | --eval-only: nothing to evaluate
 train_net --num-gpus 8 CONFIG                     | --num-gpus 8: PyTorch sees
