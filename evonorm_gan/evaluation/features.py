@@ -182,14 +182,16 @@ def moments(batches: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
 
     They are summed in float64 around the first batch's mean, and no batch is kept.
     """
-    num, shift, total, products = 0, None, 0.0, 0.0
+    num, shift = 0, None
     for batch in batches:
         x = batch.double()
-        shift = x.mean(0) if shift is None else shift
+        if shift is None:
+            shift = x.mean(0)
+            total, products = torch.zeros_like(shift), shift.new_zeros(len(shift), len(shift))
         x = x - shift
         num += len(x)
-        total = total + x.sum(0)
-        products = products + x.T @ x
+        total += x.sum(0)
+        products.addmm_(x.T, x)
     mean = total / num
     covariance = (products - num * torch.outer(mean, mean)) / (num - 1)
     return (shift + mean).numpy(), covariance.numpy()

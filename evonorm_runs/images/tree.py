@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import user_errors
+
+AT_ONCE = 10_000  # files whose reading is planned at a time
 
 
 def files_below(root: Path) -> list[Path]:
@@ -41,7 +42,7 @@ def stat_files(root: Path) -> Iterator[tuple]:
     """
     with user_errors(OSError):
         for file in files_below(root):
-            s = file.stat()
+            s = file.stat() if file.exists() else file.lstat()  # a link to nothing
             yield os.path.relpath(file, root), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
 
 
@@ -49,19 +50,19 @@ def read_files(root: Path) -> Iterator[tuple]:
     """Name and sha256 of a file, or of all files in a folder, in order."""
     with user_errors(OSError), ThreadPoolExecutor(8) as pool:
         files = files_below(root)
-        digests = tqdm(
-            pool.map(_sha256, files),
-            desc=f"reading {root}, to know it again",
-            total=len(files),
-            disable=None if len(files) > 10_000 else True,
-        )
-        for file, digest in zip(files, digests):
-            yield os.path.relpath(file, root), digest
+        hidden = None if len(files) > AT_ONCE else True
+        title = f"reading {root}, to know it again"
+        with tqdm(total=len(files), desc=title, disable=hidden) as bar:
+            for start in range(0, len(files), AT_ONCE):
+                some = files[start : start + AT_ONCE]
+                for file, digest in zip(some, pool.map(_sha256, some)):
+                    yield os.path.relpath(file, root), digest
+                bar.update(len(some))
 
 
 def _sha256(path: Path) -> str:
-    if not stat.S_ISREG(path.stat().st_mode):
-        return "not a regular file"
+    if not path.is_file():
+        return "no file"
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
