@@ -135,7 +135,7 @@ class DecodedSet(ImageSet):
         for other in [*order[alike].tolist(), *order[~alike].tolist()]:
             with contextlib.suppress(UserError):
                 return self._decode(other), int(self.labels[other])
-        raise UserError("DATA.SKIP_CORRUPT: not one of the images can be decoded")
+        raise UserError("not one of the images can be decoded")
 
     def _decode(self, index: int) -> Tensor:
         try:
