@@ -104,12 +104,18 @@ def resnet_small(num_classes: int) -> nn.Module:
 
 
 def mobilenet_v2_small(num_classes: int) -> nn.Module:
-    """Three inverted residuals: 11 layers."""
+    """Three inverted residuals: 11 layers, without dropout; the last has 96 channels, not 1280."""
     from torchvision.models import MobileNetV2
+    from torchvision.ops import Conv2dNormActivation
 
     # expansion, channels, blocks, stride
     stages = [[1, 16, 1, 1], [4, 24, 1, 2], [4, 32, 1, 2]]
     model = MobileNetV2(num_classes, width_mult=0.5, inverted_residual_setting=stages)
+    channels = model.features[-1][0].in_channels
+    model.features[-1] = Conv2dNormActivation(
+        channels, 96, kernel_size=1, activation_layer=nn.ReLU6
+    )
+    model.classifier = nn.Linear(96, num_classes)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.stride = (1, 1)
     return model
