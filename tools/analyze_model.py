@@ -1,5 +1,5 @@
 """Count a detector's parameters, multiply-adds (MAdds) and activations as it trains on one image
-of 1024x1024 pixels, or print table 4's complexity columns beside the paper's."""
+of 1024x1024 pixels, or compare its costs with those in the paper's table 4."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     from evonorm_runs.command_line import run_tool
 
 PAPER_CONFIGS = ROOT / "configs/detection/paper"
-NAMES = {"EvoNormB0": "EvoNorm-B0", "EvoNormS0": "EvoNorm-S0"}  # the paper's
+NAMES = {"EvoNormB0": "EvoNorm-B0", "EvoNormS0": "EvoNorm-S0"}  # the names in the paper
 
 
 @run_tool("analyze_model.py", kinds=(ValueError, OSError))
@@ -78,7 +78,7 @@ def paper_layout() -> tuple[dict, str]:
     for model, norm in ((model, norm) for model, rows in TABLE_4.items() for norm in rows):
         paper_madds, paper_params = map(float, TABLE_4[model][norm].split()[-2:])
         layer, backbone = NAMES.get(norm, norm), f"{model}-FPN"
-        config = norm.removesuffix("-ReLU")  # Detectron2's BN and GN, which ReLUs follow
+        config = norm.removesuffix("-ReLU")  # Detectron2's BN and GN are followed by ReLUs
         path = PAPER_CONFIGS / f"mask_rcnn_{model.replace('-', '_')}_FPN_{config}.yaml"
         total = count(path)["total"]
         params, madds = total.parameters / 1e6, total.madds / 1e9
@@ -103,7 +103,7 @@ def paper_layout() -> tuple[dict, str]:
 
 
 def count(path: Path, overrides: Sequence[str] = ()) -> dict[str, Complexity]:
-    # "meta" has shapes, but nothing to compute: neither time nor a GPU is needed.
+    # On "meta" there are shapes but no values, so it takes neither time nor a GPU.
     return analyze(load_config(str(path), [*overrides, "MODEL.DEVICE", "meta"]))
 
 

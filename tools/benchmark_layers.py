@@ -1,19 +1,20 @@
-"""Time and memory of a layer: EvoNorm by backend, timm's, native norms with ReLU or SiLU, a copy.
+"""Measure the time and memory of EvoNorms, of native norms with ReLU or SiLU, and of a copy.
 
     python tools/benchmark_layers.py                   # Mask R-CNN and BigGAN-deep 128, float32
     python tools/benchmark_layers.py --shapes mask-rcnn-heads --dtype bfloat16 --json result.json
     python tools/benchmark_layers.py --growth --plot growth.png      # 1e5 to 1e8 elements
     python tools/benchmark_layers.py --norms FRN "x * tanh(v1 * x) / std_g(x)"   # layers you name
 
-All run in turns, one call each per repetition, so that whatever else the machine does hits all of
+The layers take turns, one call each per repetition, so that other work of the machine slows all of
 them alike. Times are medians; the JSON file has the quartiles too, and tools/plot_benchmark.py
 draws it. The forward pass alone is in evaluation mode. The shapes of BigGAN are those of its
 conditional layers, with a weight and bias per sample.
 
-S0/GN, B0/BN: our time over that of the native norm with an in-place ReLU. timm/S0, timm/B0: theirs
-over ours. of copy: the bandwidth reached, as a share of the copy's, counting what the best schedule
-has to move: each tensor once, and again for the output where the values that share a statistic
-exceed what a multiprocessor or core holds.
+S0/GN, B0/BN: our time over that of the native norm with an in-place ReLU.
+timm/S0, timm/B0: timm's time over ours.
+of copy: the bandwidth as a share of the copy's. It counts the bytes that the best schedule moves:
+each tensor once, and again for the output if the values that share a statistic exceed what a
+multiprocessor or core holds.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ def main() -> int:
     parser.add_argument(
         "--norms", nargs="+", metavar="NORM", help="these names and formulas instead of EvoNorms"
     )
-    parser.add_argument("--growth", action="store_true", help="growing inputs instead")
+    parser.add_argument("--growth", action="store_true", help="measure growing inputs instead")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--repeats", type=int, default=15, help="of each call (default 15)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile of timm's, too")
+    parser.add_argument("--compile", action="store_true", help="also torch.compile of timm's")
     parser.add_argument("--plot", type=Path, help="draw the result: a new .png, .svg or .pdf")
     common_options(parser)
     args = parser.parse_args()

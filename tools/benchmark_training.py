@@ -4,16 +4,17 @@
     python tools/benchmark_training.py --model biggan-64 MODEL.G_CH 64 MODEL.D_CH 64
     python tools/benchmark_training.py --model mask-rcnn-r50-256 --memory
 
-Each model is trained on one random batch, by the loop that trains it in earnest. The four take
-turns, an iteration each per repetition, so that whatever else the machine does hits all of them
-alike. Times are medians with quartiles; the ratios are medians of those within the repetitions.
+Each model is trained on one random batch, by the same steps as in a real training. The four norms
+take turns, an iteration each per repetition, so that other work of the machine slows all of them
+alike. Times are medians with quartiles. The ratios are medians of the ratios within a repetition.
 
-With --memory it is, in place of seconds, what an iteration keeps for the backward pass.
+With --memory it measures the bytes that an iteration keeps for the backward pass, not seconds.
 
-mask-rcnn-digits, mask-rcnn-r50-256: configs/detection/digits and .../stock (R-50-FPN, 1x), the
-latter with 2 images of 256x256. There are as many objects as the heads sample, so that all four
-have the same work. biggan-32, biggan-64: configs/gan/digits.yaml, 16 images; an iteration is a step
-of the discriminator and one of the generator.
+mask-rcnn-digits: configs/detection/digits.
+mask-rcnn-r50-256: configs/detection/stock (R-50-FPN, 1x) with 2 images of 256x256. In both models
+there are as many objects as the heads sample, so that all four norms have the same work.
+biggan-32, biggan-64: configs/gan/digits.yaml, 16 images. An iteration is a step of the
+discriminator and a step of the generator.
 """
 
 from __future__ import annotations

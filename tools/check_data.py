@@ -1,6 +1,6 @@
-"""Check every data set of a detection config, all images included: a line for each fault.
+"""Check every data set of a detection config, with all its images. Each fault is a line.
 
-Exit status: 0, or 2 if there is anything that training would refuse.
+The exit status is 0, or 2 if training would refuse anything.
 """
 
 from __future__ import annotations

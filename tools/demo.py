@@ -1,7 +1,7 @@
 """Train Mask R-CNN and BigGAN-deep with EvoNorm-S0 on handwritten digits, evaluate, and compare.
 
-It ends with a report, output/demo/report.html. Run again after an interruption, it goes on where
-it stopped.
+It ends with a report, output/demo/report.html. After an interruption, the same command continues
+where it stopped.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def main() -> int:
     try:
         demonstrate()
     except subprocess.CalledProcessError as error:
-        return error.returncode  # the tool has said why
+        return error.returncode  # the tool has printed the reason
     return 0
 
 
 @process_flags(cudnn_benchmark=False)
 def demonstrate() -> None:
-    """All of it, from the data to the report."""
+    """Run the demo, from the data to the report."""
     detectors = detect()
     generators = generate()
     sheet, grid = OUTPUT / NORMS[0] / "predictions.png", GAN / "grid.png"
@@ -66,7 +66,7 @@ def demonstrate() -> None:
     step("6/6  Writing the report over these runs")
     tool("report.py", OUTPUT, "-o", OUTPUT / "report.html")
     print(
-        "\nOne run each of small tasks: that they learn is what it shows, not which is better.\n\n"
+        "\nThese are small tasks, one run each: they show that both learn, not which is better.\n\n"
         f"Look at      {OUTPUT}/report.html, in a browser: curves, tables, pictures\n"
         f"             {sheet}, {grid}\n"
         f"             {OUTPUT}/result.json, {OUTPUT}/*/metrics.json\n"
@@ -87,7 +87,7 @@ def detect() -> dict[str, dict[str, float]]:
     print(f"     some five minutes on two cores; tail -f {OUTPUT}/*/output.txt shows how they do")
     config = "configs/detection/digits/mask_rcnn_digits_{}.yaml"
     jobs = [Job(OUTPUT / x, "tools/train_net.py", config.format(x), ()) for x in NORMS]
-    # A thread for each is faster than two threads for one after the other.
+    # One thread for each run is faster than two threads for one run after the other.
     run_jobs(jobs, at_once=len(jobs))
     for job in jobs:
         reason = failure(job)
@@ -99,7 +99,7 @@ def detect() -> dict[str, dict[str, float]]:
 
 
 def generate() -> dict[str, dict[str, float]]:
-    """Train the generator; returns its metrics beside those of real images and without training."""
+    """Train the generator. Returns its metrics, and those of real images and of no training."""
     step("4/6  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
     file = ROOT / "configs/gan/digits.yaml"
     own = ("OUTPUT_DIR", GAN, "TEST.CACHE_DIR", OUTPUT / "cache")
@@ -129,14 +129,14 @@ def tool(name: str, *arguments: object) -> None:
 
 
 def last_values(run: Path) -> dict[str, float]:
-    """The last value of each of a run's figures; time is seconds per iteration."""
+    """The last value of each figure in a run's log. "time" is seconds per iteration."""
     lines, _ = read_metrics(run)
     values = {key: value for line in lines for key, value in line.items()}
     return {key: values[key] for key in ["iteration", *FIGURES]}
 
 
 def write_result(results: dict[str, dict[str, dict[str, float]]]) -> None:
-    """What was measured, with what and where."""
+    """The results, with the versions and the machine."""
     result = {
         "command": "make demo",
         "machine": machine.machine(),

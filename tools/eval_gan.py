@@ -1,4 +1,4 @@
-"""IS, FID, KID, precision and recall of a generator, or of images; the paper's table over runs.
+"""Measure IS, FID, KID, precision and recall of a generator or of images, or print table 5.
 
   eval_gan.py output/gan/digits                           a run's newest checkpoint (or a file)
   eval_gan.py --config-file configs/gan/digits.yaml X     X: a folder of images, or an .npz
@@ -57,11 +57,11 @@ def parse() -> argparse.Namespace:
         help="what to evaluate, then config keys, such as DATA.ROOT imagenet/train",
     )
     parser.add_argument(
-        "--config-file", help="of the real data and the extractor (default: the checkpoint's)"
+        "--config-file", help="names real data and extractor (default: the checkpoint's)"
     )
-    parser.add_argument("--real-val", action="store_true", help="real images of the split val")
+    parser.add_argument("--real-val", action="store_true", help="rate the real images of val")
     parser.add_argument("--num-samples", type=int, help="default: TEST.NUM_SAMPLES")
-    parser.add_argument("--seed", type=int, default=0, help="of z and the classes (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="for z and the classes (default: 0)")
     parser.add_argument("--truncation", type=truncation, help="of z (default: TEST.TRUNCATION)")
     parser.add_argument(
         "--truncate-by",
@@ -69,17 +69,17 @@ def parse() -> argparse.Namespace:
         help="resample: draw z again outside of +-TRUNCATION; scale: TRUNCATION times a z within "
         "+-2 (default: the checkpoint's TEST.TRUNCATE_BY; scale for released weights)",
     )
-    parser.add_argument("--no-ema", action="store_true", help="the weights without averaging")
+    parser.add_argument("--no-ema", action="store_true", help="use the weights without averaging")
     parser.add_argument("--inception-weights", help="a file (default: torch-fidelity's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
     parser.add_argument(
         "--truncation-curve",
         type=truncations,
         metavar="T1,T2,...",
-        help="IS against FID over these, such as 0.2,0.5,1,none; needs --output",
+        help="draw IS against FID over these truncations, such as 0.2,0.5,1,none; needs --output",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, help="the curve's picture; its numbers are beside it as .json"
+        "-o", "--output", type=Path, help="the curve's picture; its numbers go into a .json"
     )
     parser.add_argument("--table", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     args = parser.parse_intermixed_args()
@@ -100,7 +100,7 @@ def parse() -> argparse.Namespace:
 
 
 def options(args: argparse.Namespace) -> list[str]:
-    """The options that stand for config keys, and the KEY VALUE pairs, as such pairs."""
+    """The KEY VALUE pairs, and the options that stand for config keys as such pairs."""
     keys = {
         "TEST.NUM_SAMPLES": args.num_samples,
         "TEST.TRUNCATION": args.truncation,
@@ -117,7 +117,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """The results, and what they are of. All processes take part."""
+    """The results, and what was evaluated. All processes take part."""
     if args.input is not None and is_checkpoint(args.input):
         return evaluate_generator(args)
     generator_only = {"--truncation": args.truncation, "--truncation-curve": args.truncation_curve}

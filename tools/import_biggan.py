@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def convert(file: Path, output: Path, truncation: float) -> str:
-    """Write the checkpoint; returns what to tell about it."""
+    """Write the checkpoint. Returns a description of it."""
     if output.exists():
         raise UserError(f"{output} exists: name another file by -o, or delete it first")
     with user_errors(OSError):
@@ -62,7 +62,7 @@ def convert(file: Path, output: Path, truncation: float) -> str:
 
 
 def class_names(generator: Generator) -> list[str]:
-    """ImageNet's, if there are as many classes, else numbers."""
+    """The names of ImageNet's classes if the number of classes is the same, else numbers."""
     if generator.num_classes != 1000:
         return [str(i) for i in range(generator.num_classes)]
     from torchvision.models import ResNet50_Weights

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """Install Detectron2, which has no release on PyPI, into the Python that runs this file.
 
-1. Nothing is done where `import detectron2` already works.
+1. If `import detectron2` already works, nothing is done.
 2. Otherwise the repository is built at a pinned commit (needs git, a C++ compiler and PyTorch).
-3. Where that fails, PyPI's copy of release 0.6 is taken. Its archive lacks the C++ sources, so
-   its Python code is installed alone, after the repairs listed in REPAIRS. Mask R-CNN needs none
-   of the compiled operators: its ROIAlign and NMS are torchvision's.
+3. If that fails, PyPI's copy of release 0.6 is taken. Its archive lacks the C++ sources, so only
+   its Python code is installed, after the repairs listed in REPAIRS. Mask R-CNN needs none of the
+   compiled operators: its ROIAlign and NMS are torchvision's.
 
-Either is unpacked and imported in a folder aside, and only then renamed into place.
+In both cases the package is first unpacked and imported in a temporary folder, then renamed into
+place.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ GIT_TIMEOUT_S = 15
 
 MODULES = ["modeling", "engine", "evaluation", "data", "model_zoo", "export", "projects.point_rend"]
 
-# Stands in for the compiled module: importing it is free, using an operator says what is missing.
+# Stands in for the compiled module. It can be imported; using an operator names what is missing.
 MISSING_OPERATORS = '''"""Stand-in for the compiled operators that this copy of Detectron2 lacks."""
 
 
@@ -68,7 +69,7 @@ REPAIRS = {
             "    from detectron2 import _missing_operators as _C\n\n    return _C.nms_rotated(",
         )
     ],
-    # As in later Detectron2: the official COCO evaluation where the fast one is not built.
+    # As in later versions: without the compiled COCO evaluation, the official one runs.
     "evaluation/coco_evaluation.py": [
         (
             "from detectron2.evaluation.fast_eval_api import COCOeval_opt\n",
@@ -172,7 +173,7 @@ def importable() -> str | None:
         import detectron2
     except ImportError:
         return None
-    # A mere folder of that name has no version.
+    # A plain folder of that name has no version.
     version = getattr(detectron2, "__version__", None)
     return version and f"{version} at {Path(detectron2.__file__).parent}"
 
@@ -228,7 +229,7 @@ def fetch_archive(folder: Path) -> Path:
 def check_imports(folder: Path) -> None:
     """Import the parts of the Detectron2 in `folder` in a Python of its own."""
     code = "\n".join(f"import detectron2.{name}" for name in MODULES)
-    # Detectron2 imports the plugin of that name, which may need the Detectron2 not yet in place.
+    # Detectron2 imports the plugin of that name, which may need the new Detectron2 in its place.
     settings = {name: os.environ[name] for name in os.environ if name != "DETECTRON2_ENV_MODULE"}
     # "-c" imports from the working directory first.
     command = [sys.executable, "-W", "ignore", "-c", code]
@@ -245,7 +246,7 @@ def install(source: str, site_packages: Path) -> None:
         requires = metadata.Distribution.at(information).requires or []
         pip("install", *(text for text in requires if "extra ==" not in text))
         check_imports(aside)
-        # The package goes first: from here on a stop leaves nothing that a new run would trip over.
+        # The package goes first: after that, an interruption leaves nothing that stops a new run.
         for path in sorted(aside.iterdir(), key=lambda path: path.name != "detectron2"):
             path.rename(site_packages / path.name)
 

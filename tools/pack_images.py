@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def pack(ds: ImageSet, output: Path, workers: int) -> None:
-    """Write a data set to a file, which appears whole or not at all."""
+    """Write a data set to a file. The file appears whole or not at all."""
     if output.exists():
         raise UserError(f"{output} exists already: remove it or name another")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,9 @@
 
     python tools/plot_benchmark.py docs/results/layers_cpu.json -o layers.png
 
-Layers by shape: time relative to the native norm with ReLU (1, the line), whiskers at the
-quartiles. Growing inputs: time, and time per element, by the number of elements.
+For layers by shape it draws the time relative to the native norm with ReLU (the line at 1), with
+whiskers at the quartiles. For growing inputs it draws the time, and the time per element, against
+the number of elements.
 """
 
 from __future__ import annotations

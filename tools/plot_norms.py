@@ -6,9 +6,9 @@
     python tools/plot_norms.py layers FRN "x * tanh(v1 * x) / std_g(x)" -o own.svg   # any layers
     python tools/plot_norms.py small-batch RESULT.json -o small_batch.svg
 
-All but the last show a layer's output against one value of its input, while the statistics of all
-the other values stay as the picture says: they come out of the layers themselves, which are given
-feature maps that have those statistics. The last one draws what reproduce.py table3 wrote.
+All but the last show a layer's output against one value of its input. The other values of the input
+have the statistics that the picture names. The curves are computed by the layers themselves, from
+feature maps with those statistics. The last one draws what reproduce.py table3 wrote.
 """
 
 from __future__ import annotations

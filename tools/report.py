@@ -3,7 +3,7 @@
   report.py output/demo                          all runs below a folder
   report.py output/GN output/EvoNormS0 -o o.html
 
-The file holds all it shows and needs no network. A report that is there already is replaced.
+The file holds all that it shows, and needs no network. An earlier report of that name is replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN_OR_FOLDER", help="the runs, or what holds them"
+        "runs", type=Path, nargs="+", metavar="RUN_OR_FOLDER", help="runs, or folders of runs"
     )
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("report.html"), help="default: report.html"

@@ -1,6 +1,6 @@
 """Reproduce one of the paper's tables, in small on the embedded digits or at the paper's size.
 
-Each run has a folder of its own below --out. Run again, it goes on with what is not finished.
+Each run has a folder of its own below --out. The same command again continues unfinished runs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
 from evonorm_runs.grid import run_jobs
 
-LIBRARIES = ("torchvision", "numpy")  # beside torch
+LIBRARIES = ("torchvision", "numpy")  # in addition to torch
 
 
 def parse() -> argparse.Namespace:

@@ -31,7 +31,7 @@ from evonorm_runs.errors import UserError, printable, user_errors
 
 MOST = 10_000  # rows or columns of a picture, or batches: more would fill the memory
 
-# The commands: each takes the generator and its classes, and returns the picture and its caption.
+# Each command takes the generator and its classes, and returns the picture and its caption.
 
 
 def grid(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Tensor, str]:
@@ -134,9 +134,9 @@ def parse_arguments() -> argparse.Namespace:
     def command(name: str, about: str, draw: Callable | None, truncated: bool = True) -> Any:
         c = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
         c.set_defaults(draw=draw)
-        c.add_argument("checkpoint", type=Path, help="a checkpoint, or a run's folder for its last")
-        c.add_argument("-o", "--output", type=Path, required=True, help="a file that isn't there")
-        c.add_argument("--no-ema", action="store_true", help="the weights without averaging")
+        c.add_argument("checkpoint", type=Path, help="a checkpoint, or a run (its last one)")
+        c.add_argument("-o", "--output", type=Path, required=True, help="a new file to write")
+        c.add_argument("--no-ema", action="store_true", help="use the weights without averaging")
         c.add_argument("--device", help="default: cuda if PyTorch sees a GPU, else cpu")
         c.add_argument(
             "--standing-batches",
@@ -188,7 +188,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Carry out a command; returns what to tell about it."""
+    """Carry out a command. Returns a description of the result."""
     if args.output.exists():
         raise UserError(f"{args.output}: exists already; delete it, or choose another name")
     if args.draw and args.output.suffix != ".png":

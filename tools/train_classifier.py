@@ -1,4 +1,4 @@
-"""Train an image classifier with any norm-act; several processes, by torchrun."""
+"""Train an image classifier with any norm-act. torchrun starts several processes of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train BigGAN-deep with any norm-act; several processes, on any number of nodes, by torchrun."""
+"""Train BigGAN-deep with any norm-act. torchrun starts several processes, on one node or more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train and evaluate a detector with Detectron2, norm-acts included: Detectron2's command line."""
+"""Train and evaluate a Detectron2 detector with any norm-act, by Detectron2's command line."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ with warnings.catch_warnings():
 
 @process_flags(cudnn_benchmark=False)
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """What each process does."""
+    """The work of each process."""
     register_digits()
-    logging.raiseExceptions = False  # a full disk is told by what can't do without it
+    logging.raiseExceptions = False  # what must write reports a full disk itself
     if args.eval_only:
         with kept_config(cfg):
             set_up(cfg, args)
@@ -54,7 +54,7 @@ def set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def kept_config(cfg: CfgNode) -> Iterator[None]:
-    """Detectron2 writes config.yaml anew: that of a run that is only evaluated is put back."""
+    """Put back the config.yaml of a run that is only evaluated: Detectron2 writes it anew."""
     path = Path(cfg.OUTPUT_DIR, CONFIG)
     before = path.read_bytes() if path.exists() else None
     yield
@@ -69,7 +69,7 @@ def main() -> int:
     cfg = load_config(args.config_file, args.opts)
     register_digits()
     check_run(cfg, args.resume, args.eval_only, args.num_gpus, args.num_machines)
-    with on_sigterm():  # the processes that do the work end by themselves
+    with on_sigterm():  # the worker processes end by themselves
         launch(
             work,
             args.num_gpus,

@@ -1,4 +1,4 @@
-"""Draw the predictions of a run beside the ground truth, as one PNG."""
+"""Draw the predictions of a run next to the ground truth, as one PNG."""
 
 from __future__ import annotations
 
