@@ -6,14 +6,19 @@ Everything here is a function of a model, data and a seed, and runs in one proce
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evonorm_runs.random_state import mix
+
+from .anchors import build_anchor
+
+SCHEDULES = ("constant", "cosine")  # of the learning rate
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,43 @@ class Data:
         """The same on a device, where they stay."""
         moved = (tuple(x.to(device) for x in part) for part in (self.train, self.val))
         return Data(*moved)
+
+
+def evaluate(
+    norm_act: str, anchors: Sequence[str], data: Data, proxy: Proxy, seed: int
+) -> dict[str, Any]:
+    """What becomes of a candidate: the stage that it ends at, and what was measured on the way.
+
+    First the quality on each anchor, then the stability, then the full trainings. Each training
+    begins anew, with weights that are a function of the seed.
+
+    Returns:
+        `stage`: "quality" or "stability" if it was rejected, else "trained"; `quality`: accuracies
+        after the first steps; `worst`: gradient norms; `scores`: accuracies of full trainings. Each
+        is a list over the anchors, as far as they were measured.
+    """
+    device = data.train[0].device
+
+    def build(anchor: str) -> nn.Module:
+        torch.manual_seed(mix(seed) >> 1)
+        return build_anchor(anchor, norm_act, data.classes).to(device)
+
+    found: dict[str, Any] = {"stage": "trained", "quality": [], "worst": [], "scores": []}
+    for anchor in anchors:
+        model = build(anchor)
+        train(model, data, proxy, min(proxy.quality_steps, proxy.steps), seed)
+        found["quality"].append(accuracy(model, data.val))
+        if found["quality"][-1] < proxy.quality:
+            return {**found, "stage": "quality"}
+    for anchor in anchors:
+        found["worst"].append(worst_gradient_norm(build(anchor), data, proxy, seed))
+        if found["worst"][-1] > proxy.stability_limit:
+            return {**found, "stage": "stability"}
+    for anchor in anchors:
+        model = build(anchor)
+        train(model, data, proxy, proxy.steps, seed)
+        found["scores"].append(accuracy(model, data.val))
+    return found
 
 
 def train(model: nn.Module, data: Data, proxy: Proxy, steps: int, seed: int) -> list[float]:

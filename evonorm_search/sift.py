@@ -45,30 +45,30 @@ class Sieve:
     values: dict[bytes, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
 
-    def __call__(self, graph: Graph, key: int) -> tuple[str, int | None]:
-        """One of STAGES, and the earlier candidate that the graph equals, if it equals one.
+    def __call__(self, graph: Graph, key: int) -> tuple[str, int | None, bytes]:
+        """One of STAGES, the earlier candidate that the graph equals, if any, and a fingerprint.
 
         Args:
             key: of the candidate, should it be new.
         """
-        stage, equal = self._sift(graph, key)
+        stage, equal, fingerprint = self._sift(graph, key)
         self.counts[stage] += 1
-        return stage, equal
+        return stage, equal, fingerprint
 
-    def _sift(self, graph: Graph, key: int) -> tuple[str, int | None]:
+    def _sift(self, graph: Graph, key: int) -> tuple[str, int | None, bytes]:
         found = formula(graph) if depends_on_input(graph) else None
         if found is None or "x" not in {node.op for node in found.root.walk()}:
-            return IGNORES_INPUT, None
+            return IGNORES_INPUT, None, b""
         text = str(found)
         if text in self.formulas:
-            return SEEN_FORMULA, self.formulas[text]
+            return SEEN_FORMULA, self.formulas[text], b""
         stage, fingerprint = probe(text)
         if stage != NEW:
-            return stage, None
+            return stage, None, b""
         if fingerprint in self.values:
-            return SEEN_VALUES, self.values[fingerprint]
+            return SEEN_VALUES, self.values[fingerprint], fingerprint
         self.formulas[text] = self.values[fingerprint] = key
-        return NEW, None
+        return NEW, None, fingerprint
 
 
 def probe(norm_act: str) -> tuple[str, bytes]:

@@ -67,6 +67,7 @@ ELSEWHERE = {
         "tests/evonorm_gan/test_gan_config.py",
     ),
     "tools/eval_gan.py *": ("trains a classifier first", "tests/tools/test_eval_gan.py"),
+    "tools/search_layers.py *": ("an hour", "tests/evonorm_search/test_search.py"),
     "tools/sample_gan.py export *": ("half a minute", "tests/evonorm_gan/test_gan_export.py"),
     "tools/sample_gan.py grid output/gan/EvoNormS0 *": (
         "another run's name",
@@ -273,6 +274,10 @@ def loader(file):
         return load_config
     if "/classification/" in file:
         from evonorm_classifier.config import load_config
+
+        return load_config
+    if "/search/" in file:
+        from evonorm_search.config import load_config
 
         return load_config
     return load_gan_config

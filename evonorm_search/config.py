@@ -1,0 +1,92 @@
+"""The config of a search: fvcore's CfgNode; loading one runs no code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fvcore.common.config import CfgNode
+
+from evonorm_runs.config import (
+    check_fraction,
+    check_more_than_zero,
+    check_not_negative,
+    finish,
+    merge,
+)
+from evonorm_runs.errors import UserError, user_errors
+
+from .anchors import ANCHORS
+from .evaluation import SCHEDULES, Proxy
+from .evolution import Settings
+from .space import Space
+
+
+def get_cfg() -> CfgNode:
+    """The defaults: a search for layers without batch statistics, in small."""
+    c = CfgNode()
+    c.SEED = 0  # of the graphs, the tournaments and the trainings
+    c.DEVICE = ""  # cuda if PyTorch sees a GPU, else cpu
+    c.OUTPUT_DIR = "output/search"
+    c.CANDIDATES = 200  # how many are evaluated: those that pass the sieve
+
+    c.SPACE = CfgNode()
+    c.SPACE.NODES = 10  # operation nodes of a graph
+    c.SPACE.BATCH = False  # with aggregations over the batch (B search) or without (S search)
+
+    c.EVOLUTION = CfgNode()
+    c.EVOLUTION.WINDOW = 2500  # the newest members are the population
+    c.EVOLUTION.TOURNAMENT = 0.05  # the fraction of it that takes part
+    c.EVOLUTION.MUTATIONS = 2  # of a child
+    c.EVOLUTION.RANDOM_CHILDREN = 0.5  # probability of a new random graph; 1 is random search
+    c.EVOLUTION.WINNER = "pareto"  # or "average"
+    c.EVOLUTION.START = 10  # trained members before the first tournament
+
+    c.ANCHORS = ("ResNet-small", "EfficientNet-small", "MobileNetV2-small")  # the cheapest first
+
+    c.PROXY = CfgNode()  # evonorm_search/evaluation.py describes them
+    c.PROXY.STEPS = 300
+    c.PROXY.BATCH_SIZE = 64
+    c.PROXY.LR = 0.05
+    c.PROXY.MOMENTUM = 0.9
+    c.PROXY.WEIGHT_DECAY = 1e-4
+    c.PROXY.SCHEDULE = "cosine"  # or "constant"
+    c.PROXY.QUALITY_STEPS = 100
+    c.PROXY.QUALITY = 0.2
+    c.PROXY.STABILITY_STEPS = 20
+    c.PROXY.STABILITY_LR = 1.0
+    c.PROXY.STABILITY_LIMIT = 1e8
+    return c
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The defaults, a yaml file with its _BASE_s, then KEY VALUE KEY VALUE ...; frozen.
+
+    Raises:
+        UserError: a wrong key, value or file, or anything that could run code.
+    """
+    return finish(merge(get_cfg(), file, overrides), _check)
+
+
+def parts(cfg: CfgNode) -> tuple[Space, Settings, Proxy]:
+    """What the config says of the space, the evolution and the proxy task."""
+    e, p = cfg.EVOLUTION, cfg.PROXY
+    with user_errors(ValueError, prefix="SPACE, EVOLUTION: "):
+        space = Space(cfg.SPACE.NODES, cfg.SPACE.BATCH)
+        settings = Settings(**{key.lower(): value for key, value in e.items()})
+    return space, settings, Proxy(**{key.lower(): value for key, value in p.items()}, crop=0)
+
+
+def _check(cfg: CfgNode) -> None:
+    counts = ("STEPS", "BATCH_SIZE", "LR", "QUALITY_STEPS", "STABILITY_LR", "STABILITY_LIMIT")
+    check_more_than_zero(cfg, "CANDIDATES", *(f"PROXY.{key}" for key in counts))
+    check_not_negative(cfg, "SEED", "PROXY.WEIGHT_DECAY", "PROXY.STABILITY_STEPS")
+    check_fraction(cfg, "PROXY.MOMENTUM", "PROXY.QUALITY")
+    if cfg.PROXY.SCHEDULE not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise UserError(f"PROXY.SCHEDULE is {cfg.PROXY.SCHEDULE!r}; known are {known}")
+    for name in cfg.ANCHORS:
+        if name not in ANCHORS:
+            raise UserError(f"ANCHORS: no anchor is named {name!r}; known are {', '.join(ANCHORS)}")
+    if not cfg.ANCHORS:
+        raise UserError("ANCHORS is empty: name a network or more")
+    parts(cfg)
