@@ -49,7 +49,7 @@ $(STAMPS)/demo: $(STAMPS)/setup $(SOURCES)
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/setup $(SOURCES) $(PAGES)
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/setup $(SOURCES)

@@ -162,6 +162,7 @@ setup(
             "onnxruntime",
             "onnxscript",
             "pytest",
+            "pytest-xdist",
             "pytorch-fid",  # the tests compare with it, and with the next
             "pytorch-pretrained-biggan",
             "ruff",

@@ -90,6 +90,7 @@ def test_onnx(opset, exporter, random_layer, tmp_path):
 @pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "BN-ReLU", *UNNAMED])
 def test_compile(name, random_layer):
     """As one graph, forward, backward and running variance."""
+    torch.compiler.reset()  # it gives up after some recompilations, also those of other tests
     results = []
     for wrap in (lambda m: m, lambda m: torch.compile(m, fullgraph=True, backend="aot_eager")):
         layer = random_layer(name, 8, num_groups=4)

@@ -22,7 +22,7 @@ from evonorm_search.evaluation import (
     worst_gradient_norm,
 )
 
-SMALL = Proxy(batch_size=32, crop=0, stability_lr=1.0)
+SMALL = Proxy(batch_size=32, crop=0, stability_lr=1.0, stability_steps=60)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,6 @@ def test_the_ascent_is_that_of_equation_1(tiny):
     "norm_act, stable",
     [
         ("BN-ReLU", True),
-        ("EvoNormS0", True),
         ("tanh(x) - mean_b(max(x, 0))", False),
         ("0 * x", True),
     ],

@@ -41,12 +41,12 @@ def places(tmp_path, tiny_run, digits_root):
 @pytest.mark.parametrize(
     "kind, name, first, every, at_least",
     [
-        ("gan", "SIGKILL", 0, 3, 8),
-        ("gan", "SIGTERM", 4, 8, 3),
-        ("classifier", "SIGKILL", 0, 3, 5),
-        ("classifier", "SIGTERM", 3, 6, 2),
-        ("detection", "SIGKILL", 4, 3, 5),
-        ("detection", "SIGTERM", 9, 9, 2),
+        ("gan", "SIGKILL", 0, 5, 5),
+        ("gan", "SIGTERM", 12, 99, 1),
+        ("classifier", "SIGKILL", 0, 4, 4),
+        ("classifier", "SIGTERM", 8, 99, 1),
+        ("detection", "SIGKILL", 4, 4, 4),
+        ("detection", "SIGTERM", 9, 99, 1),
     ],
 )
 def test_a_run_that_goes_on_equals_one_never_stopped(places, kind, name, first, every, at_least):
