@@ -27,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     # Two processes may write the same file at once: the last one stays.
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with disk_errors(path), open(partial, "wb") as file:
+        with disk_errors(path, "; all other files are kept"), open(partial, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -116,15 +116,18 @@ def mobilenet_v2_small(num_classes: int) -> nn.Module:
         channels, 96, kernel_size=1, activation_layer=nn.ReLU6
     )
     model.classifier = nn.Linear(96, num_classes)
-    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    first.stride = (1, 1)
-    return model
+    return on_whole_maps(model)
 
 
 def efficientnet_small(num_classes: int) -> nn.Module:
     """Three inverted residuals with squeeze-and-excitation: 11 layers beside those."""
     stages = ((1, 3, 1, 16, 8, 1), (4, 3, 2, 8, 16, 1), (4, 5, 2, 16, 24, 1))
     model = efficientnet(stages, num_classes, dropout=0.0, last_channel=96)
+    return on_whole_maps(model)
+
+
+def on_whole_maps(model: nn.Module) -> nn.Module:
+    """The model with stride 1 in its first convolution."""
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.stride = (1, 1)
     return model

@@ -21,7 +21,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from evonorm_runs import stop
-from evonorm_runs.errors import UserError
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.folder import claimed, write_start
 from evonorm_runs.images.garments import load_garments
 from evonorm_runs.log import say
@@ -54,6 +54,8 @@ class Search:
         self.next = store.get("next", 0)
         self.sieve.counts |= store.get("counts", {})
         for candidate, result in store.candidates():
+            with user_errors(ValueError, prefix=f"{store.path}: candidate {candidate.key}: "):
+                self.space.check(candidate.graph)
             if candidate.same_as is None:
                 self.sieve.formulas[candidate.formula] = candidate.key
                 self.sieve.values[candidate.fingerprint] = candidate.key
@@ -196,5 +198,5 @@ def _line(candidate: Candidate, result: dict[str, Any], count: int, total: int, 
     scores = " ".join(f"{100 * x:.1f}" for x in result["scores"] or result["quality"])
     return (
         f"[{count}/{total}] {result['stage']:<9} {scores:<15} {candidate.formula} "
-        f"({rate:.1f} a minute)"
+        f"({rate:.1f} a minute, {(total - count) / rate:.0f} min to go)"
     )

@@ -96,7 +96,7 @@ def depends_on_input(graph: Graph) -> bool:
 def formula(graph: Graph) -> Formula | None:
     """What the graph computes, in canonical form; None if it has no formula.
 
-    A constant that overflows has none, nor has what would be longer than a formula may be.
+    What would be longer than a formula may be has none.
     """
     values: dict[int, Node] = dict(enumerate(INITIAL))
     try:

@@ -83,8 +83,9 @@ class Store:
 
     def get(self, name: str, default: Any = None) -> Any:
         """A value of the state."""
-        row = self.db.execute("SELECT value FROM state WHERE name = ?", [name]).fetchone()
-        return json.loads(row[0]) if row else default
+        with self._errors():
+            row = self.db.execute("SELECT value FROM state WHERE name = ?", [name]).fetchone()
+            return json.loads(row[0]) if row else default
 
     def set(self, name: str, value: Any) -> None:
         """Write a value of the state."""

@@ -187,7 +187,8 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
     command = [sys.executable, "-c", FULL, str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f"tool.py: {path} can't be written: File too large\n"
+    why = "File too large; all other files are kept"
+    assert done.stderr == f"tool.py: {path} can't be written: {why}\n"
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
     assert path.read_bytes() == b"before"
 

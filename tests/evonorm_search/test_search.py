@@ -155,6 +155,10 @@ def test_refusals(pretend, tmp_path):
     with pytest.raises(UserError, match="is of a search with other settings"):
         run(config(tmp_path, "PROXY.LR", 0.5), resume=True)
     assert rows(tmp_path) == before
+    with sqlite3.connect(tmp_path / "search.sqlite") as plain:
+        plain.execute("UPDATE candidates SET graph = '[[\"relu\",[0]]]'")
+    with pytest.raises(UserError, match="search.sqlite: candidate .*: a graph has 1 operation"):
+        run(config(tmp_path), resume=True)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/search.sqlite").write_text("no database, but a text that is long enough" * 9)
     with pytest.raises(UserError, match="bad/search.sqlite: file is not a database"):

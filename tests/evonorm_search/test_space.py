@@ -167,12 +167,21 @@ def test_graphs_as_text():
         assert load(dump(graph)) == graph and "\n" not in dump(graph)
 
 
-def test_a_graph_without_a_formula():
-    """Squares of squares of e: the constant is too large for a float."""
-    assert formula((("exp", (V1,)), ("exp", (4,)))) is not None
+def test_a_constant_that_overflows_stays_as_it_is_written():
     huge = (("exp", (ZERO,)), *((("exp", (4 + i,))) for i in range(6)), ("mul", (10, X)))
-    found = formula(huge)
-    assert found is None or read_formula(str(found)) == found
+    assert str(formula(huge)).startswith("x * exp(exp(exp(3814279.1047")
+    assert read_formula(str(formula(huge))) == formula(huge)
+
+
+def test_what_would_be_too_long_has_no_formula():
+    """Each three nodes double the text."""
+    graph, last = [], X
+    for _ in range(14):
+        first = 4 + len(graph)
+        graph += [("sigmoid", (last,)), ("tanh", (last,)), ("max", (first, first + 1))]
+        last = first + 2
+    assert formula(tuple(graph[:9])) is not None
+    assert formula(tuple(graph)) is None
 
 
 @pytest.mark.parametrize(
