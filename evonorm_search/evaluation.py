@@ -79,13 +79,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """What becomes of a candidate: the stage that it ends at, and what was measured on the way.
 
-    First the quality on each anchor, then the stability, then the full trainings. Each training
-    begins anew, with weights that are a function of the seed.
+    First the quality on each anchor, then the stability, then the rest of the trainings, whose
+    first steps gave the quality. A model's first weights are a function of the seed.
 
     Returns:
         `stage`: "quality" or "stability" if it was rejected, else "trained"; `quality`: accuracies
-        after the first steps; `worst`: gradient norms; `scores`: accuracies of full trainings. Each
-        is a list over the anchors, as far as they were measured.
+        after the first steps; `worst`: gradient norms; `scores`: accuracies of full trainings;
+        `curves`: training losses, see :func:`curve`. Each is a list over the anchors, as far as
+        they were measured.
     """
     device = data.train[0].device
 
@@ -94,48 +95,73 @@ def evaluate(
         return build_anchor(anchor, norm_act, data.classes).to(device)
 
     found: dict[str, Any] = {"stage": "trained", "quality": [], "worst": [], "scores": []}
+    trainings: list[Training] = []
+
+    def end(stage: str) -> dict[str, Any]:
+        return {**found, "stage": stage, "curves": [curve(t.losses, proxy) for t in trainings]}
+
     for anchor in anchors:
-        model = build(anchor)
-        train(model, data, proxy, min(proxy.quality_steps, proxy.steps), seed)
-        found["quality"].append(accuracy(model, data.val))
+        trainings.append(Training(build(anchor), data, proxy, seed))
+        trainings[-1].run(proxy.quality_steps)
+        found["quality"].append(accuracy(trainings[-1].model, data.val))
         if found["quality"][-1] < proxy.quality:
-            return {**found, "stage": "quality"}
+            return end("quality")
     for anchor in anchors:
         found["worst"].append(worst_gradient_norm(build(anchor), data, proxy, seed))
         if found["worst"][-1] > proxy.stability_limit:
-            return {**found, "stage": "stability"}
-    for anchor in anchors:
-        model = build(anchor)
-        train(model, data, proxy, proxy.steps, seed)
-        found["scores"].append(accuracy(model, data.val))
-    return found
+            return end("stability")
+    for training in trainings:
+        training.run(proxy.steps)
+        found["scores"].append(accuracy(training.model, data.val))
+    return end("trained")
 
 
-def train(model: nn.Module, data: Data, proxy: Proxy, steps: int, seed: int) -> list[float]:
-    """Train a model, in place, for the first `steps` steps of the proxy task.
+class Training:
+    """The proxy task's training of a model, in place; it goes on where it ended.
 
-    Returns:
-        the losses, one per step; they end early with one that is not finite.
+    Attributes:
+        losses: one per step; they end early with one that is not finite.
     """
-    model.train()
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        proxy.lr,
-        proxy.momentum,
-        weight_decay=proxy.weight_decay,
-        nesterov=True,
-    )
-    losses: list[float] = []
-    for step, (images, labels) in zip(range(steps), batches(data, proxy, seed)):
-        optimizer.param_groups[0]["lr"] = proxy.rate(step)
-        loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
+
+    def __init__(self, model: nn.Module, data: Data, proxy: Proxy, seed: int) -> None:
+        self.model, self.proxy, self.seed = model, proxy, seed
+        self.losses: list[float] = []
+        self._batches = batches(data, proxy, seed)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            proxy.lr,
+            proxy.momentum,
+            weight_decay=proxy.weight_decay,
+            nesterov=True,
+        )
+
+    def run(self, until: int) -> None:
+        """Train until so many steps are done in all, PROXY.STEPS at most."""
+        self.model.train()
+        torch.manual_seed(mix(self.seed, len(self.losses)) >> 1)  # of dropout
+        for step in range(len(self.losses), min(until, self.proxy.steps)):
+            if self.losses and not math.isfinite(self.losses[-1]):
+                return
+            self._optimizer.param_groups[0]["lr"] = self.proxy.rate(step)
+            self.losses.append(self._step(*next(self._batches)))
+
+    def _step(self, images: Tensor, labels: Tensor) -> float:
+        loss = F.cross_entropy(self.model(images), labels)
+        self._optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            break
-    return losses
+        self._optimizer.step()
+        return loss.item()
+
+
+POINTS = 20  # of the curve of a full training
+
+
+def curve(losses: Sequence[float], proxy: Proxy) -> list[float | None]:
+    """Mean losses, each over a POINTS-th of a full training; None where one is not finite."""
+    size = math.ceil(proxy.steps / POINTS)
+    parts = (losses[i : i + size] for i in range(0, len(losses), size))
+    means = (sum(part) / len(part) for part in parts)
+    return [round(mean, 4) if math.isfinite(mean) else None for mean in means]
 
 
 @torch.no_grad()

@@ -69,7 +69,8 @@ class Search:
             graph, parent = child(self.population, self.space, self.settings, rng)
             stage, equal, fingerprint = self.sieve(graph, key)
             parent_key = parent.key if parent else None
-            found = Candidate(key, graph, str(formula(graph)), fingerprint, parent_key, equal)
+            shown, after = str(formula(graph)), len(self.results)
+            found = Candidate(key, graph, shown, fingerprint, after, parent_key, equal)
             if stage == NEW:
                 return found
             if equal in self.results:  # not one that is still evaluated

@@ -16,6 +16,7 @@ FILE = "search.sqlite"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS candidates (
     key INTEGER PRIMARY KEY, -- which draw it was
+    drawn_after INTEGER, -- how many had finished when it was drawn
     finished INTEGER UNIQUE, -- its place in the order of completion
     graph TEXT, formula TEXT, fingerprint BLOB,
     parent INTEGER, -- the key of the one that it was mutated from, if it was
@@ -33,6 +34,7 @@ class Candidate(NamedTuple):
     graph: Graph
     formula: str
     fingerprint: bytes
+    drawn_after: int
     parent: int | None = None
     same_as: int | None = None
 

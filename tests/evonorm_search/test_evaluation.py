@@ -14,11 +14,12 @@ from evonorm_search.anchors import build_anchor
 from evonorm_search.evaluation import (
     Data,
     Proxy,
+    Training,
     accuracy,
     batches,
     crops,
+    curve,
     to_float,
-    train,
     worst_gradient_norm,
 )
 
@@ -44,6 +45,12 @@ def network(classes=3):
     torch.manual_seed(0)
     pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), *pool, nn.Linear(4, classes))
+
+
+def trained(model, data, proxy, steps, seed):
+    training = Training(model, data, proxy, seed)
+    training.run(steps)
+    return training.losses
 
 
 def test_batches(tiny):
@@ -76,7 +83,7 @@ def test_crops():
 def test_training_is_plain_sgd(tiny):
     proxy = Proxy(steps=6, batch_size=5, lr=0.2, crop=0, schedule="cosine")
     mine, right = network(), network()
-    losses = train(mine, tiny, proxy, 6, seed=3)
+    losses = trained(mine, tiny, proxy, 6, seed=3)
     velocity = [torch.zeros_like(p) for p in right.parameters()]
     for step, (images, labels) in enumerate(islice(batches(tiny, proxy, 3), 6)):
         loss = nn.functional.cross_entropy(right(images), labels)
@@ -90,16 +97,28 @@ def test_training_is_plain_sgd(tiny):
                 p -= rate * (g + 0.9 * v)
     for a, b in zip(mine.parameters(), right.parameters()):
         torch.testing.assert_close(a, b)
-    again = network()
-    assert train(again, tiny, proxy, 6, seed=3) == losses
-    assert train(network(), tiny, proxy, 3, seed=3) == losses[:3]  # the first steps of the same
+    assert trained(network(), tiny, proxy, 9, seed=3) == losses  # it ends with the proxy's steps
+    parted = Training(network(), tiny, proxy, 3)
+    parted.run(2)
+    assert parted.losses == losses[:2]
+    parted.run(6)
+    assert parted.losses == losses
+    for a, b in zip(mine.parameters(), parted.model.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_curve():
+    proxy = Proxy(steps=60)  # a point for three steps
+    assert curve([1.0, 2.0, 3.0, 4.0], proxy) == [2.0, 4.0]
+    assert curve([1.0, math.inf], proxy) == [None]
+    assert len(curve([0.5] * 60, proxy)) == 20
 
 
 def test_a_training_that_diverges_ends(tiny):
     model = network()
     with torch.no_grad():
         model[0].weight.fill_(math.inf)
-    assert len(train(model, tiny, Proxy(batch_size=5, crop=0), 9, 0)) == 1
+    assert len(trained(model, tiny, Proxy(batch_size=5, crop=0), 9, 0)) == 1
     assert accuracy(model, tiny.val) == 0.0
 
 
@@ -147,5 +166,5 @@ def test_layers_whose_stability_the_paper_names(garments, norm_act, stable):
 def test_the_zero_layer_fails_for_its_quality(garments, norm_act, good):
     torch.manual_seed(0)
     model = build_anchor("ResNet-small", norm_act)
-    train(model, garments, SMALL, SMALL.quality_steps, 0)
+    trained(model, garments, SMALL, SMALL.quality_steps, 0)
     assert (accuracy(model, garments.val) >= SMALL.quality) == good

@@ -187,11 +187,11 @@ def test_settings_that_make_no_sense_are_one_line(tmp_path, overrides, line):
 def test_the_store_writes_a_result_and_the_state_together(tmp_path):
     store = Store(tmp_path, "space")
     graph = (("tanh", (0,)),)
-    one = Candidate(3, graph, "tanh(x)", b"1")
+    one = Candidate(3, graph, "tanh(x)", b"1", 0)
     store.add(one, {"stage": "trained", "scores": [0.5, 0.7]}, next=4)
     with pytest.raises(UserError, match="search.sqlite: UNIQUE constraint failed"):
         store.add(one, {"stage": "trained", "scores": [0.9, 0.9]}, next=9)
-    other = Candidate(1, graph, "abs(x)", b"2", parent=3)
+    other = Candidate(1, graph, "abs(x)", b"2", 1, parent=3)
     store.add(other, {"stage": "trained", "scores": [0.6, 0.8]}, next=5)
     again = Store(tmp_path)
     assert again.get("next") == 5 and again.get("none", 7) == 7
