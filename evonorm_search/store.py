@@ -44,13 +44,21 @@ class Store:
 
     Args:
         space: what the graphs are drawn from, as text; a store keeps to one. "" for whatever it is.
+        read_only: for those who look at a search, also while it runs.
 
     Raises:
         UserError: the file is of another space, damaged or can't be written.
     """
 
-    def __init__(self, folder: Path, space: str = "") -> None:
+    def __init__(self, folder: Path, space: str = "", read_only: bool = False) -> None:
         self.path = folder / FILE
+        if read_only:
+            with self._errors():
+                # "rw" makes no file, and undoes what a search that was killed left half written.
+                address = f"{self.path.resolve().as_uri()}?mode=rw"
+                self.db = sqlite3.connect(address, uri=True)
+                self.db.execute("PRAGMA query_only = ON")
+            return
         with self._errors():
             self.db = sqlite3.connect(self.path)
             self.db.executescript(_TABLES)
