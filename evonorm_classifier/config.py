@@ -17,7 +17,10 @@ from evonorm_runs.config import (
 )
 from evonorm_runs.errors import UserError, user_errors
 
-MODELS = ("preact_resnet8", "preact_resnet50", "preact_resnet101", "mobilenet_v2")
+MODELS = (
+    *("preact_resnet8", "preact_resnet50", "preact_resnet101", "mobilenet_v2"),
+    *("resnet18", "resnet34", "resnet50", "resnet101"),  # in Detectron2's layout
+)
 
 
 def get_cfg() -> CfgNode:
@@ -33,9 +36,10 @@ def get_cfg() -> CfgNode:
     c.MODEL.LINEAR = ""  # where no activation follows: see evonorm.build_norm_act
     c.MODEL.NUM_GROUPS = 0  # 0: the layer's own default, 32 as in the paper
     c.MODEL.WIDTH = 1.0  # multiplies the numbers of channels
+    c.MODEL.ZERO_INIT_LAST = False  # of resnet18 to 101: the weight of each block's last norm is 0
 
     c.DATA = CfgNode()
-    c.DATA.NAME = "folder"  # "digits", or "folder": ROOT/train and ROOT/val, a folder per class
+    c.DATA.NAME = "folder"  # ROOT/train and ROOT/val, a folder per class; "digits"; "garments"
     c.DATA.ROOT = "datasets/imagenet"
     c.DATA.VARIANTS = 1  # how many of the digits' 8 training images per scan are used
     c.DATA.NUM_WORKERS = 8  # processes that decode a folder's images
@@ -76,7 +80,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
 def _check(cfg: CfgNode) -> None:
     choices = {
         "MODEL.NAME": MODELS,
-        "DATA.NAME": ("digits", "folder"),
+        "DATA.NAME": ("digits", "garments", "folder"),
         "SOLVER.SCHEDULE": ("multistep", "cosine"),
     }
     for key, known in choices.items():

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
+from torch.nn import functional as F
 
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.images.digits import VARIANTS, make_digits
+from evonorm_runs.images.garments import CLASSES, load_garments
 from evonorm_runs.random_state import mix
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -24,6 +26,8 @@ def open_data(cfg: CfgNode) -> tuple[Any, Any]:
     Raises:
         UserError: the data is not there, or the two sets have different classes.
     """
+    if cfg.DATA.NAME == "garments":
+        return tuple(GarmentsSet(cfg, part) for part in ("train", "val"))
     if cfg.DATA.NAME == "digits":
         images, labels = make_digits("train", cfg.INPUT.SIZE)
         chosen = torch.arange(len(labels)) % VARIANTS["train"] < cfg.DATA.VARIANTS
@@ -40,6 +44,7 @@ class DigitsSet:
     """Images uint8 (n, 3, R, R) and labels (n,), held in memory."""
 
     classes = [str(digit) for digit in range(10)]
+    pixel_mean = pixel_std = (127.5, 127.5, 127.5)  # of the values 0 to 255, for R, G and B
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images.float() / 127.5 - 1, labels
@@ -53,8 +58,32 @@ class DigitsSet:
             yield self.images[indices], self.labels[indices]
 
 
+class GarmentsSet:
+    """The embedded photographs of garments, enlarged to SIZE; the three channels are alike."""
+
+    classes = list(CLASSES)
+    pixel_mean, pixel_std = DigitsSet.pixel_mean, DigitsSet.pixel_std
+
+    def __init__(self, cfg: CfgNode, part: str) -> None:
+        self.images, self.labels = load_garments(part)
+        self.size = cfg.INPUT.SIZE
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, chosen: Iterable[list[int]], seed: int) -> Batches:
+        """As :meth:`DigitsSet.batches`."""
+        for indices in chosen:
+            images = self.images[indices].float() / 127.5 - 1
+            size = (self.size, self.size)
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+            yield images.expand(-1, 3, -1, -1).contiguous(), self.labels[indices]
+
+
 class FolderSet:
     """Images ROOT/SPLIT/CLASS/IMAGE, cropped and mirrored at random for training."""
+
+    pixel_mean, pixel_std = (tuple(255 * x for x in values) for values in (MEAN, STD))
 
     def __init__(self, cfg: CfgNode, split: str) -> None:
         from torchvision import transforms as T  # slow to import
@@ -96,6 +125,9 @@ class _Drawn(torch.utils.data.Dataset):
         with torch.random.fork_rng(devices=[]), user_errors(OSError, prefix=f"{path}: "):
             torch.manual_seed(seed_of(self.seed, index))
             return self.images[index]
+
+
+SETS = {"digits": DigitsSet, "garments": GarmentsSet, "folder": FolderSet}
 
 
 def worker_batches(

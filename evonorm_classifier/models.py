@@ -1,7 +1,8 @@
-"""The classifiers: pre-activation ResNets and MobileNetV2, with any norm-act.
+"""The classifiers: ResNets and MobileNetV2, with any norm-act.
 
-He et al. 2016, Identity Mappings in Deep Residual Networks (arXiv:1603.05027); Sandler et al. 2018,
-MobileNetV2 (arXiv:1801.04381).
+The pre-activation ResNets of He et al. 2016, Identity Mappings in Deep Residual Networks
+(arXiv:1603.05027), which the paper's tables have; those of Detectron2's layout, from
+detector_resnet.py; MobileNetV2 of Sandler et al. 2018 (arXiv:1801.04381).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from evonorm import convert
-from evonorm_runs.errors import user_errors
+from evonorm_runs.errors import UserError, user_errors
+
+from .detector_resnet import DEPTHS, DetectorResNet
 
 SMALL = 64  # images up to this size are not reduced as early as ImageNet's
 
@@ -22,13 +25,21 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
     """The model of a config, (N, 3, H, W) -> (N, num_classes), each norm and its ReLU converted.
 
     Raises:
-        UserError: an impossible number of groups.
+        UserError: an impossible number of groups, or a model without what MODEL.ZERO_INIT_LAST
+            concerns.
     """
     model = MODELS[cfg.MODEL.NAME](num_classes, cfg.MODEL.WIDTH, cfg.INPUT.SIZE)
     options = {"num_groups": cfg.MODEL.NUM_GROUPS} if cfg.MODEL.NUM_GROUPS else {}
     options["linear"] = cfg.MODEL.LINEAR
     with user_errors(ValueError, TypeError, prefix="MODEL: "):
         convert(model, cfg.MODEL.NORM, **options)
+    if cfg.MODEL.ZERO_INIT_LAST:
+        if not isinstance(model, DetectorResNet):
+            raise UserError(
+                f"MODEL.ZERO_INIT_LAST is True, but MODEL.NAME is {cfg.MODEL.NAME}, whose blocks "
+                f"do not end in a norm; those of {', '.join(DETECTOR_MODELS)} do"
+            )
+        model.zero_last_norms()
     return model
 
 
@@ -150,9 +161,18 @@ def mobilenet_v2(num_classes: int, width: float = 1.0, size: int = 224) -> nn.Mo
     return model
 
 
+def detector_resnet(
+    depth: int, num_classes: int, width: float = 1.0, size: int = 224
+) -> DetectorResNet:
+    """A ResNet that tools/export_backbone.py makes a detector's backbone of."""
+    return DetectorResNet(depth, num_classes, width)
+
+
+DETECTOR_MODELS = {f"resnet{depth}": partial(detector_resnet, depth) for depth in DEPTHS}
 MODELS = {
     "preact_resnet8": preact_resnet8,
     "preact_resnet50": partial(preact_resnet, (3, 4, 6, 3)),
     "preact_resnet101": partial(preact_resnet, (3, 4, 23, 3)),
     "mobilenet_v2": mobilenet_v2,
+    **DETECTOR_MODELS,
 }

@@ -14,6 +14,7 @@ from evonorm_classifier.config import load_config
 from evonorm_classifier.data import open_data, seed_of, val_batches, worker_batches
 from evonorm_runs.errors import UserError
 from evonorm_runs.images.digits import make_digits
+from evonorm_runs.images.garments import load_garments
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "classification" / "digits.yaml")
 cached_digits = cache(make_digits)
@@ -40,6 +41,18 @@ def folder(tmp_path):
 
 def of_folder(cfg, folder, *overrides):
     return cfg("DATA.NAME", "folder", "DATA.ROOT", folder, "DATA.NUM_WORKERS", 0, *overrides)
+
+
+def test_garments_are_enlarged_and_grey(cfg):
+    train, val = open_data(cfg("DATA.NAME", "garments", "INPUT.SIZE", 56))
+    assert (len(train), len(val)) == (8000, 1000) and train.classes[9] == "ankle boot"
+    stored, labels = load_garments("train")
+    ((images, chosen),) = train.batches([[0, 7]], seed=0)
+    assert images.shape == (2, 3, 56, 56) and torch.equal(chosen, labels[[0, 7]])
+    assert torch.equal(images[:, 0], images[:, 2])
+    # As the set's mean and deviation say; enlarging keeps the mean.
+    pixels = images * train.pixel_std[0] + train.pixel_mean[0]
+    torch.testing.assert_close(pixels.mean(), stored[[0, 7]].float().mean(), rtol=0.02, atol=0.0)
 
 
 class TestWorkers:

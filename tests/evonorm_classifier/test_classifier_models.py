@@ -91,6 +91,10 @@ class TestNorms:
             "preact_resnet50": (3 * 16 + 1, 0),
             "preact_resnet101": (3 * 33 + 1, 0),
             "mobilenet_v2": (52, 17),
+            "resnet18": (20, 11),
+            "resnet34": (36, 19),
+            "resnet50": (53, 20),
+            "resnet101": (104, 37),
         }[name]
         assert len(sites(model)) == norms
         assert [site.activation for site in sites(model)].count(False) == linear
