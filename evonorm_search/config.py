@@ -16,6 +16,7 @@ from evonorm_runs.config import (
 from evonorm_runs.errors import UserError, user_errors
 
 from .anchors import ANCHORS
+from .data import Source
 from .evaluation import SCHEDULES, Proxy
 from .evolution import Settings
 from .space import Space
@@ -43,6 +44,16 @@ def get_cfg() -> CfgNode:
 
     c.ANCHORS = ("ResNet-small", "EfficientNet-small", "MobileNetV2-small")  # the cheapest first
 
+    c.SIEVE = CfgNode()
+    # Hold back what has a formula or values seen before, or is not finite, constant or without a
+    # gradient. False trains all that depends on its input, which is the paper's procedure.
+    c.SIEVE.DUPLICATES = True
+
+    c.DATA = CfgNode()
+    c.DATA.NAME = "garments"  # or "folder", or one of torchvision's sets, such as "CIFAR10"
+    c.DATA.ROOT = ""  # a folder per class, or the folder of torchvision's files
+    c.DATA.RESOLUTION = 16  # pixels of a side
+
     c.PROXY = CfgNode()  # evonorm_search/evaluation.py describes them
     c.PROXY.STEPS = 300
     c.PROXY.BATCH_SIZE = 64
@@ -50,6 +61,7 @@ def get_cfg() -> CfgNode:
     c.PROXY.MOMENTUM = 0.9
     c.PROXY.WEIGHT_DECAY = 1e-4
     c.PROXY.SCHEDULE = "cosine"  # or "constant"
+    c.PROXY.CROP = 0  # pixels of the random crops that are trained on; 0 for whole images
     c.PROXY.QUALITY_STEPS = 100
     c.PROXY.QUALITY = 0.2
     c.PROXY.STABILITY_STEPS = 20
@@ -73,14 +85,24 @@ def parts(cfg: CfgNode) -> tuple[Space, Settings, Proxy]:
     with user_errors(ValueError, prefix="SPACE, EVOLUTION: "):
         space = Space(cfg.SPACE.NODES, cfg.SPACE.BATCH)
         settings = Settings(**{key.lower(): value for key, value in e.items()})
-    return space, settings, Proxy(**{key.lower(): value for key, value in p.items()}, crop=0)
+    return space, settings, Proxy(**{key.lower(): value for key, value in p.items()})
+
+
+def source(cfg: CfgNode) -> Source:
+    """Which images DATA names."""
+    return Source(**{key.lower(): value for key, value in cfg.DATA.items()})
 
 
 def _check(cfg: CfgNode) -> None:
     counts = ("STEPS", "BATCH_SIZE", "LR", "QUALITY_STEPS", "STABILITY_LR", "STABILITY_LIMIT")
-    check_more_than_zero(cfg, "CANDIDATES", *(f"PROXY.{key}" for key in counts))
+    check_more_than_zero(cfg, "CANDIDATES", "DATA.RESOLUTION", *(f"PROXY.{key}" for key in counts))
     check_not_negative(cfg, "SEED", "PROXY.WEIGHT_DECAY", "PROXY.STABILITY_STEPS")
     check_fraction(cfg, "PROXY.MOMENTUM", "PROXY.QUALITY")
+    if not 0 <= cfg.PROXY.CROP <= cfg.DATA.RESOLUTION:
+        size = cfg.DATA.RESOLUTION
+        raise UserError(
+            f"PROXY.CROP is {cfg.PROXY.CROP}, but should be 0 to DATA.RESOLUTION {size}"
+        )
     if cfg.PROXY.SCHEDULE not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         raise UserError(f"PROXY.SCHEDULE is {cfg.PROXY.SCHEDULE!r}; known are {known}")

@@ -21,20 +21,21 @@ import torch
 from fvcore.common.config import CfgNode
 
 from evonorm_runs import stop
+from evonorm_runs.config import flat, merge_saved
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.folder import claimed, write_start
-from evonorm_runs.images.garments import load_garments
 from evonorm_runs.log import say
 from evonorm_runs.random_state import mix
 
-from .config import parts
+from .config import get_cfg, parts, source
+from .data import Source, count_to_train_on, load_data
 from .evaluation import Data, Proxy, evaluate
 from .evolution import Member, child
 from .sift import NEW, Sieve
 from .space import formula
 from .store import FILE, Candidate, Store
 
-RESOLUTION = 16  # pixels of the garments' sides
+MAY_CHANGE = ("CANDIDATES", "DATA.ROOT", "DEVICE", "OUTPUT_DIR")
 TRIES = 3  # of a candidate whose process is lost
 
 
@@ -48,7 +49,7 @@ class Search:
         self.cfg, self.store = cfg, store
         self.space, self.settings, self.proxy = parts(cfg)
         self.population: deque[Member] = deque(maxlen=self.settings.window)
-        self.sieve = Sieve()
+        self.sieve = Sieve(duplicates=cfg.SIEVE.DUPLICATES)
         self.results: dict[int, dict[str, Any]] = {}
         self.evaluated = 0  # without those that share a result
         self.next = store.get("next", 0)
@@ -56,7 +57,7 @@ class Search:
         for candidate, result in store.candidates():
             with user_errors(ValueError, prefix=f"{store.path}: candidate {candidate.key}: "):
                 self.space.check(candidate.graph)
-            if candidate.same_as is None:
+            if candidate.same_as is None and cfg.SIEVE.DUPLICATES:
                 self.sieve.formulas[candidate.formula] = candidate.key
                 self.sieve.values[candidate.fingerprint] = candidate.key
             self._take(candidate, result)
@@ -104,6 +105,7 @@ def run(cfg: CfgNode, resume: bool = False, at_once: int = 1) -> Store:
         UserError: a config or store that is wrong; a full disk.
         Stopped: by SIGTERM. What was being evaluated is lost.
     """
+    _check_data(cfg)
     with claimed(cfg.OUTPUT_DIR, [FILE], resume), stop.on_sigterm():
         store = Store(Path(cfg.OUTPUT_DIR), repr(parts(cfg)[0]))
         search = Search(cfg, store)
@@ -120,19 +122,25 @@ def run(cfg: CfgNode, resume: bool = False, at_once: int = 1) -> Store:
         return store
 
 
+def _check_data(cfg: CfgNode) -> None:
+    count = count_to_train_on(source(cfg))
+    if count < cfg.PROXY.BATCH_SIZE:
+        size = cfg.PROXY.BATCH_SIZE
+        raise UserError(f"PROXY.BATCH_SIZE is {size}, but there are {count} images to train on")
+
+
 def _check_same(cfg: CfgNode, store: Store) -> None:
-    """A search goes on with the settings that it began with; CANDIDATES and DEVICE may change."""
-    now = cfg.clone()
-    now.defrost()
-    for key in ("CANDIDATES", "DEVICE", "OUTPUT_DIR"):
-        now.pop(key)
-    text = now.dump()
-    if store.get("config", text) != text:
-        raise UserError(
-            f"{store.path} is of a search with other settings than {cfg.OUTPUT_DIR}'s now: leave "
-            "them as they were, or name another OUTPUT_DIR"
-        )
-    store.set("config", text)
+    """A search goes on with the settings that it began with, but for those in MAY_CHANGE."""
+    begun = merge_saved(get_cfg(), store.get("config", cfg.dump()), str(store.path))
+    before, now = flat(begun), flat(cfg)
+    for key in before:
+        if before[key] != now[key] and key not in MAY_CHANGE:
+            raise UserError(
+                f"{store.path} is of a search with other settings than {cfg.OUTPUT_DIR}'s now "
+                f"({key} was {before[key]!r}, not {now[key]!r}): leave them as they were, or name "
+                "another OUTPUT_DIR"
+            )
+    store.set("config", cfg.dump())
 
 
 def _evaluations(search: Search, at_once: int) -> Iterator[tuple[Candidate, dict[str, Any]]]:
@@ -176,23 +184,22 @@ def _begin() -> None:
 
 def _submit(pool: ProcessPoolExecutor, search: Search, candidate: Candidate) -> Future:
     cfg = search.cfg
-    arguments = tuple(cfg.ANCHORS), search.proxy, cfg.SEED, cfg.DEVICE
+    arguments = tuple(cfg.ANCHORS), search.proxy, source(cfg), cfg.SEED, cfg.DEVICE
     return pool.submit(_work, candidate.formula, *arguments)
 
 
 def _work(
-    norm_act: str, anchors: tuple[str, ...], proxy: Proxy, seed: int, device: str
+    norm_act: str, anchors: tuple[str, ...], proxy: Proxy, images: Source, seed: int, device: str
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    result = evaluate(norm_act, anchors, _data(device), proxy, seed)
+    result = evaluate(norm_act, anchors, _data(images, device), proxy, seed)
     return {**result, "seconds": round(time.perf_counter() - start, 2)}
 
 
-@functools.lru_cache
-def _data(device: str) -> Data:
-    """Read once in each process. The part "test" is for those who judge the result."""
-    parts_of = (load_garments(part, RESOLUTION) for part in ("train", "val"))
-    return Data(*parts_of).to(device)
+@functools.lru_cache(maxsize=1)
+def _data(images: Source, device: str) -> Data:
+    """Read once in each process."""
+    return load_data(images).to(device)
 
 
 def _line(candidate: Candidate, result: dict[str, Any], count: int, total: int, rate: float) -> str:

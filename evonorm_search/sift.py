@@ -39,11 +39,13 @@ class Sieve:
     Attributes:
         formulas, values: the candidates let through, by formula and by fingerprint.
         counts: how many graphs ended at each stage.
+        duplicates: hold back all that these stages name; False only what ignores its input.
     """
 
     formulas: dict[str, int] = field(default_factory=dict)
     values: dict[bytes, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
+    duplicates: bool = True
 
     def __call__(self, graph: Graph, key: int) -> tuple[str, int | None, bytes]:
         """One of STAGES, the earlier candidate that the graph equals, if any, and a fingerprint.
@@ -59,6 +61,8 @@ class Sieve:
         found = formula(graph) if depends_on_input(graph) else None
         if found is None or "x" not in {node.op for node in found.root.walk()}:
             return IGNORES_INPUT, None, b""
+        if not self.duplicates:
+            return NEW, None, b""
         text = str(found)
         if text in self.formulas:
             return SEEN_FORMULA, self.formulas[text], b""

@@ -109,3 +109,12 @@ def test_the_code_of_formulas_that_are_gone_is_not_kept():
     for i in range(50):
         assert Formula(f"x * {i + 2}.125").function is not None
     assert sources() <= before + 1
+
+
+def test_without_the_sieve_for_duplicates_all_that_takes_its_input_is_new():
+    sieve = Sieve(duplicates=False)
+    tanh, constant, other = (("tanh", (0,)),), (("div", (0, 0)),), (("tanh", (1,)),)
+    assert [sieve(graph, 0)[0] for graph in (tanh, tanh, constant, other)] == [
+        *(sift.NEW, sift.NEW, sift.NEW),
+        sift.IGNORES_INPUT,
+    ]
