@@ -134,6 +134,7 @@ class Training:
             proxy.momentum,
             weight_decay=proxy.weight_decay,
             nesterov=True,
+            fused=True,  # the same numbers; a fiftieth of a small anchor's step on a CPU
         )
 
     def run(self, until: int) -> None:

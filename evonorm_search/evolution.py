@@ -94,9 +94,12 @@ def pareto_front(scores: Sequence[Sequence[float]]) -> list[int]:
     Scores dominate others that they equal or exceed on every anchor and exceed on one. Equal
     scores do not dominate each other, so all of them are in the front.
     """
-    return [
-        i for i, mine in enumerate(scores) if not any(dominates(other, mine) for other in scores)
-    ]
+    front: list[int] = []
+    # Who dominates comes first in this order, and the front itself holds someone who dominates.
+    for i in sorted(range(len(scores)), key=lambda i: tuple(scores[i]), reverse=True):
+        if not any(dominates(scores[j], scores[i]) for j in front):
+            front.append(i)
+    return sorted(front)
 
 
 def dominates(one: Sequence[float], two: Sequence[float]) -> bool:
