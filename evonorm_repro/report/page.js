@@ -26,6 +26,8 @@
       const own = colour(`run-${trace.meta % COLOURS}`);
       trace.line = { ...trace.line, color: own };
       trace.marker = { ...trace.marker, color: own };
+      if (trace.fill) trace.fillcolor = `${own}30`;
+      if (trace.type === "heatmap") trace.colorscale = [[0, colour("back")], [1, own]];
       trace.visible = isShown(trace.meta);
     }
     for (const name of ["xaxis", "yaxis"]) {
@@ -53,8 +55,8 @@
     drawn.add(plot);
   }
 
-  // What is folded away has no width, and is drawn once it is unfolded.
-  const isOpen = (plot) => plot.closest("details:not([open])") === null;
+  // What is folded away or hidden has no width, and is drawn once it is to be seen.
+  const isOpen = (plot) => plot.closest("details:not([open]), [hidden]") === null;
   const drawAll = (width) => {
     for (const plot of document.querySelectorAll(".plot")) if (isOpen(plot)) draw(plot, width);
   };
@@ -67,7 +69,7 @@
   }
   function toggled() {
     showRuns();
-    drawn.forEach((plot) => draw(plot));
+    drawAll();
   }
   boxes.forEach((box) => box.addEventListener("change", toggled));
   for (const button of document.querySelectorAll("[data-all]"))

@@ -6,18 +6,15 @@ import base64
 import hashlib
 import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from latex2mathml.converter import convert as latex_to_mathml
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from evonorm import Formula, formula_of
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
 
@@ -26,6 +23,7 @@ from .compare import compare, over_seeds
 from .figures import style
 from .images import Album
 from .kinds import OTHER, RUN_KINDS
+from .mathematics import mathml
 from .parts import Part, make_part
 from .reading import read_runs
 from .runs import RunFolder
@@ -138,19 +136,8 @@ def _summary(runs: list[RunFolder], parts: list[Part]) -> dict[str, Any]:
 
 def _formulas(runs: list[RunFolder]) -> dict[str, Markup]:
     """The formulas of the runs' layers with γ and β, as MathML by the layers' names."""
-    found = {}
-    for norm in dict.fromkeys(run.norm for run in runs):
-        with suppress(ValueError):  # the formula is broken, and the run failed because of it
-            formula = formula_of(norm)
-            if formula is not None:
-                found[norm] = _mathml(formula)
-    return found
-
-
-def _mathml(formula: Formula) -> Markup:
-    latex = rf"\left({formula.latex}\right)" if formula.root.op == "add" else formula.latex
-    # Safe without escaping, since the formula was parsed and holds nothing but mathematics.
-    return Markup(latex_to_mathml(rf"{latex} \cdot \gamma + \beta"))
+    found = {norm: mathml(norm) for norm in dict.fromkeys(run.norm for run in runs)}
+    return {norm: formula for norm, formula in found.items() if formula is not None}
 
 
 def _date(seconds: float) -> str:

@@ -11,7 +11,9 @@ from .compare import compare, other_differences, over_seeds, seed_figures
 from .figures import Chart
 from .images import Album
 from .kinds import Kind, Result
+from .kinds.search import KIND as SEARCH
 from .runs import RunFolder
+from .searches import Searches, make_searches
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Part:
     with_config: list[RunFolder]
     differ: dict[str, list[str]]
     alike: dict[str, str]
+    searches: Searches | None
     sections: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -45,6 +48,8 @@ class Part:
     def all_charts(self) -> Iterator[Chart]:
         yield from (*self.curves, *self.more, *self.trade)
         yield from (chart for _, chart, _ in self.classes if chart)
+        if self.searches:
+            yield from self.searches.all_charts()
 
 
 def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Part:
@@ -90,9 +95,16 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
         with_config=with_config,
         differ=differ,
         alike=alike,
+        searches=make_searches(runs) if kind is SEARCH else None,
     )
+    searches = part.searches
     contents = {
         ("results", "Results"): part.figures.columns,
+        ("found", "What was found"): searches and any(searches.best.values()),
+        ("funnel", "Funnel"): searches,
+        ("progress", "Over time"): searches and [*searches.progress, *searches.ops],
+        ("accuracies", "Accuracies"): searches and [*searches.accuracies, *searches.against],
+        ("family", "Families of the best"): searches and searches.trees,
         ("curves", "Learning curves"): part.curves or part.more,
         ("trade", kind.against_title): part.trade,
         ("classes", kind.classes_title): part.classes,

@@ -16,7 +16,8 @@ from evonorm_runs.errors import UserError, one_line, user_errors
 from evonorm_runs.folder import read_metrics
 
 from .kinds import OTHER, RUN_KINDS
-from .runs import CONFIG, FAILED, JOB, METRICS, RunFolder, number
+from .runs import CONFIG, FAILED, JOB, METRICS, STORE, RunFolder, number
+from .searches import read_search
 
 LONGEST = 300  # characters; longer values of a config are cut
 LARGEST = 20_000  # values of a config, since aliases could stand for endlessly many
@@ -45,7 +46,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for at, subfolders, files in os.walk(folder):
-        if {METRICS, CONFIG, FAILED} & set(files):
+        if {METRICS, CONFIG, FAILED, STORE} & set(files):
             subfolders.clear()
             yield Path(at)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -77,7 +78,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def read_run(folder: Path, name: str, index: int) -> RunFolder:
     """Read a run's folder. What can't be read in it is left out, and a note says so."""
     run = RunFolder(folder, name, index)
-    readers = {METRICS: _read_metrics, CONFIG: _read_config, JOB: _read_job}
+    readers = {
+        METRICS: _read_metrics,
+        CONFIG: _read_config,
+        JOB: _read_job,
+        STORE: read_search,
+    }
     for file, read in readers.items():
         if not (folder / file).exists():
             continue

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from evonorm_runs.folder import CONFIG, METRICS
+from evonorm_search.results import Row
+from evonorm_search.store import FILE as STORE
 
 from .kinds import OTHER, RUN_KINDS, Kind
 
@@ -24,6 +26,8 @@ class RunFolder:
         index: its place in the report.
         config: the values as text, by keys such as "SOLVER.MAX_ITER".
         lines: of metrics.json, each with its "step" (Detectron2's iteration); may hold nan and inf.
+        rows: of a search, the candidates and their results in the order of completion.
+        counts: of a search, how many graphs ended at each stage of its sieve.
         job: what a grid of runs wrote down: "settings" and, once it has ended well, "seconds".
         failed: why the run failed, None if it did not.
         notes: what could not be read.
@@ -34,6 +38,8 @@ class RunFolder:
     index: int
     config: dict[str, str] = field(default_factory=dict)
     lines: list[dict[str, float]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
     job: dict[str, Any] = field(default_factory=dict)
     failed: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -84,7 +90,7 @@ class RunFolder:
             return f"failed {at}: {self.failed}"
         if done is None:
             return "no figures yet"
-        wanted = self.config.get("SOLVER.MAX_ITER", "")
+        wanted = self.config.get(self.kind.last_key, "")
         epochs = self.config.get("SOLVER.EPOCHS", "")
         seen = max(self.series.get("epoch", {0: 0}).values())
         last = done + 1 - self.kind.first_step
@@ -102,7 +108,7 @@ class RunFolder:
     @property
     def written(self) -> float:
         """When the run last wrote its figures, in seconds since 1970."""
-        paths = (self.folder / name for name in (METRICS, FAILED, CONFIG))
+        paths = (self.folder / name for name in (METRICS, f"{STORE}-wal", STORE, FAILED, CONFIG))
         return next((path.stat().st_mtime for path in paths if path.exists()), 0.0)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import classifier, detection, gan
+from . import classifier, detection, gan, search
 from .kind import Kind, Result
 
-RUN_KINDS = (detection.KIND, gan.KIND, classifier.KIND)  # in the report's order
+RUN_KINDS = (detection.KIND, gan.KIND, classifier.KIND, search.KIND)  # in the report's order
 
 
 def _any_result(key: str) -> Result | None:

@@ -80,6 +80,7 @@ class Kind:
         seeds_note: a sentence over the table over seeds.
         unit: what the trainer's steps are called.
         first_step: the number of the first step, 0 or 1.
+        last_key: the setting that holds the number of steps.
     """
 
     id: str
@@ -100,3 +101,4 @@ class Kind:
     seeds_note: str = ""
     unit: str = "step"
     first_step: int = 1
+    last_key: str = "SOLVER.MAX_ITER"
