@@ -154,7 +154,7 @@ setup(
         ],
         # Beside "detection" and "gan": the paper's tables, and the report over runs.
         "repro": ["Jinja2", "Pillow", "PyYAML", "latex2mathml", "plotly", "tabulate"],
-        "ray": ["ray"],  # for tools/reproduce.py --ray
+        "ray": ["ray"],  # for --ray of tools/reproduce.py and search_layers.py
         "dev": [
             "mkdocstrings-python ; python_version >= '3.11'",
             "moocore ; python_version >= '3.10'",  # Pareto fronts, for the search's tests

@@ -73,18 +73,8 @@ def _here(
 def _on_ray(
     function: Function, inputs: Sequence[Input], address: str, gpus: int
 ) -> Iterator[tuple[Input, Any]]:
+    ray = connect(address, gpus)
     try:
-        import ray
-    except ImportError as error:
-        raise UserError("--ray needs Ray: pip install ray") from error
-    try:
-        _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"--ray {address}: {one_line(error)}") from error
-    try:
-        if ray.cluster_resources().get("GPU", 0) < gpus:
-            raise UserError(f"--ray {address}: the cluster has no {gpus} GPUs for a run")
         # Ray itself sets OMP_NUM_THREADS and CUDA_VISIBLE_DEVICES to what the task was given.
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_call)
         pending = {task.remote(function, one): one for one in inputs}
@@ -97,6 +87,31 @@ def _on_ray(
                 yield one, one_line(error)
     finally:
         ray.shutdown()
+
+
+def connect(address: str, gpus: float = 0) -> Any:
+    """The module ray, connected to a cluster.
+
+    Args:
+        address: as :func:`over_all` takes it.
+        gpus: that the cluster must have.
+
+    Raises:
+        UserError: Ray is missing or can't be reached, or its cluster has too few GPUs.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--ray needs Ray: pip install ray") from error
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level="warning")
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--ray {address}: {one_line(error)}") from error
+    if ray.cluster_resources().get("GPU", 0) < gpus:
+        ray.shutdown()
+        raise UserError(f"--ray {address}: the cluster has no {gpus:g} GPUs for a run")
+    return ray
 
 
 def _call(function: Function, one: Any) -> Any:

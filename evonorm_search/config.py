@@ -44,6 +44,9 @@ def get_cfg() -> CfgNode:
 
     c.ANCHORS = ("ResNet-small", "EfficientNet-small", "MobileNetV2-small")  # the cheapest first
 
+    c.SEARCH = CfgNode()
+    c.SEARCH.GPUS_PER_TASK = 0.0  # on Ray; 0.1 lets ten candidates share a GPU
+
     c.SIEVE = CfgNode()
     # Hold back what has a formula or values seen before, or is not finite, constant or without a
     # gradient. False trains all that depends on its input, which is the paper's procedure.
@@ -96,7 +99,9 @@ def source(cfg: CfgNode) -> Source:
 def _check(cfg: CfgNode) -> None:
     counts = ("STEPS", "BATCH_SIZE", "LR", "QUALITY_STEPS", "STABILITY_LR", "STABILITY_LIMIT")
     check_more_than_zero(cfg, "CANDIDATES", "DATA.RESOLUTION", *(f"PROXY.{key}" for key in counts))
-    check_not_negative(cfg, "SEED", "PROXY.WEIGHT_DECAY", "PROXY.STABILITY_STEPS")
+    check_not_negative(
+        cfg, "SEED", "SEARCH.GPUS_PER_TASK", "PROXY.WEIGHT_DECAY", "PROXY.STABILITY_STEPS"
+    )
     check_fraction(cfg, "PROXY.MOMENTUM", "PROXY.QUALITY")
     if not 0 <= cfg.PROXY.CROP <= cfg.DATA.RESOLUTION:
         size = cfg.DATA.RESOLUTION

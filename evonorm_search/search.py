@@ -6,37 +6,36 @@ seed, its number and the population, so that with one process a search is a func
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from random import Random
 from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 
 from evonorm_runs import stop
 from evonorm_runs.config import flat, merge_saved
-from evonorm_runs.errors import UserError, user_errors
+from evonorm_runs.errors import UserError, one_line, user_errors
 from evonorm_runs.folder import claimed, write_start
 from evonorm_runs.log import say
 from evonorm_runs.random_state import mix
 
 from .config import get_cfg, parts, source
-from .data import Source, count_to_train_on, load_data
-from .evaluation import Data, Proxy, evaluate
+from .data import count_to_train_on
 from .evolution import Member, child
 from .sift import NEW, Sieve
 from .space import formula
 from .store import FILE, Candidate, Store
+from .workers import OnRay, Processes, Task, Workers, work
 
-MAY_CHANGE = ("CANDIDATES", "DATA.ROOT", "DEVICE", "OUTPUT_DIR")
-TRIES = 3  # of a candidate whose process is lost
+MAY_CHANGE = ("CANDIDATES", "DATA.ROOT", "DEVICE", "OUTPUT_DIR", "SEARCH.GPUS_PER_TASK")
+TRIES = 3  # of a candidate whose worker is lost
 
 
 class Search:
@@ -91,34 +90,41 @@ class Search:
             self.population.append(Member(candidate.graph, scores, candidate.key))
 
 
-def run(cfg: CfgNode, resume: bool = False, at_once: int = 1) -> Store:
+def run(
+    cfg: CfgNode,
+    resume: bool = False,
+    at_once: int = 1,
+    ray_address: str | None = None,
+    workers: Workers | None = None,
+) -> Store:
     """Search until CANDIDATES are evaluated; everything is in OUTPUT_DIR.
 
     Args:
         resume: go on with what the store in OUTPUT_DIR holds.
-        at_once: processes that evaluate.
+        at_once: processes that evaluate, on this machine.
+        ray_address: of a cluster that evaluates instead, as :func:`ray.init` takes it.
+        workers: that evaluate instead of both; they are closed at the end.
 
     Returns:
         the store, open.
 
     Raises:
-        UserError: a config or store that is wrong; a full disk.
+        UserError: a config or store that is wrong; a full disk; no answer from Ray.
         Stopped: by SIGTERM. What was being evaluated is lost.
     """
     _check_data(cfg)
-    with claimed(cfg.OUTPUT_DIR, [FILE], resume), stop.on_sigterm():
+    opened = workers or _workers(cfg, at_once, ray_address)
+    with closing(opened), claimed(cfg.OUTPUT_DIR, [FILE], resume), stop.on_sigterm():
         store = Store(Path(cfg.OUTPUT_DIR), repr(parts(cfg)[0]))
         search = Search(cfg, store)
         _check_same(cfg, store)
         write_start(cfg, search.next)
         begin, before = time.perf_counter(), search.evaluated
-        for candidate, result in _evaluations(search, at_once):
+        for candidate, result in _evaluations(search, opened):
             search.record(candidate, result)
             minutes = (time.perf_counter() - begin) / 60
             rate = (search.evaluated - before) / minutes
             say(_line(candidate, result, search.evaluated, cfg.CANDIDATES, rate))
-            if stop.asked():
-                raise stop.Stopped("stopped by SIGTERM; continue with --resume")
         return store
 
 
@@ -143,63 +149,55 @@ def _check_same(cfg: CfgNode, store: Store) -> None:
     store.set("config", cfg.dump())
 
 
-def _evaluations(search: Search, at_once: int) -> Iterator[tuple[Candidate, dict[str, Any]]]:
-    """Evaluate candidates, `at_once` at a time; yields them as they end."""
+def _workers(cfg: CfgNode, at_once: int, ray_address: str | None) -> Workers:
+    task = Task(tuple(cfg.ANCHORS), parts(cfg)[2], source(cfg), cfg.SEED, cfg.DEVICE)
+    if ray_address is None:
+        return Processes(partial(work, task), at_once)
+    gpus = cfg.SEARCH.GPUS_PER_TASK
+    if gpus:  # this machine may have none
+        task = task._replace(device="cuda")
+    return OnRay(partial(work, task), ray_address, gpus)
+
+
+def _evaluations(search: Search, workers: Workers) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+    """Evaluate candidates, as many at a time as there is room for; yields them as they end."""
+    ended: SimpleQueue[Future] = SimpleQueue()
     pending: dict[Future, tuple[Candidate, int]] = {}
-    pool = _pool(at_once)
-    try:
-        while (left := search.cfg.CANDIDATES - search.evaluated) > 0:
-            while len(pending) < min(at_once, left):
-                candidate = search.propose()
-                pending[_submit(pool, search, candidate)] = (candidate, 1)
-            ended, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in ended:
-                candidate, tries = pending.pop(future)
-                try:
-                    result = future.result()
-                except BrokenProcessPool:  # a process was killed, and with it all others
-                    if tries == TRIES:
-                        raise UserError(
-                            f"the process that evaluates {candidate.formula} was lost {TRIES} times"
-                        ) from None
-                    pool.shutdown(wait=False)
-                    pool = _pool(at_once)
-                    again = [(candidate, tries + 1), *((c, n + 1) for c, n in pending.values())]
-                    pending = {_submit(pool, search, c): (c, n) for c, n in again}
-                    break
-                yield candidate, result
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+
+    def begin(candidate: Candidate, tries: int) -> None:
+        future = workers.submit(candidate.formula)
+        pending[future] = (candidate, tries)
+        future.add_done_callback(ended.put)
+
+    while (left := search.cfg.CANDIDATES - search.evaluated) > 0:
+        while len(pending) < min(workers.room, left):
+            begin(search.propose(), 1)
+        future = _next(ended)
+        candidate, tries = pending.pop(future)
+        try:
+            result = future.result()
+        except Exception as error:
+            if not workers.lost(error):
+                raise
+            if tries == TRIES:
+                raise UserError(
+                    f"the process that evaluates {candidate.formula} was lost {TRIES} times "
+                    f"({one_line(error)}); continue with --resume"
+                ) from error
+            begin(candidate, tries + 1)
+        else:
+            yield candidate, result
 
 
-def _pool(at_once: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(at_once, get_context("spawn"), _begin)
-
-
-def _begin() -> None:
-    """Of each process: a thread of its own, and no denormals, which slow a CPU down."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-
-
-def _submit(pool: ProcessPoolExecutor, search: Search, candidate: Candidate) -> Future:
-    cfg = search.cfg
-    arguments = tuple(cfg.ANCHORS), search.proxy, source(cfg), cfg.SEED, cfg.DEVICE
-    return pool.submit(_work, candidate.formula, *arguments)
-
-
-def _work(
-    norm_act: str, anchors: tuple[str, ...], proxy: Proxy, images: Source, seed: int, device: str
-) -> dict[str, Any]:
-    start = time.perf_counter()
-    result = evaluate(norm_act, anchors, _data(images, device), proxy, seed)
-    return {**result, "seconds": round(time.perf_counter() - start, 2)}
-
-
-@functools.lru_cache(maxsize=1)
-def _data(images: Source, device: str) -> Data:
-    """Read once in each process."""
-    return load_data(images).to(device)
+def _next(ended: SimpleQueue[Future]) -> Future:
+    """What ended next."""
+    while True:
+        if stop.asked():
+            raise stop.Stopped("stopped by SIGTERM; continue with --resume")
+        try:
+            return ended.get(timeout=1.0)
+        except Empty:
+            continue
 
 
 def _line(candidate: Candidate, result: dict[str, Any], count: int, total: int, rate: float) -> str:

@@ -28,9 +28,11 @@ def main() -> int:
     args = parse()
     if args.command == "run":
         cfg = load_config(args.config_file, args.opts)
-        if args.at_once < 1:
+        if args.at_once is not None and args.ray:
+            raise UserError("--at-once is for one machine; with --ray the cluster decides")
+        if args.at_once is not None and args.at_once < 1:
             raise UserError(f"--at-once is {args.at_once}, but should be 1 at least")
-        store = run(cfg, args.resume, args.at_once)
+        store = run(cfg, args.resume, args.at_once or 1, args.ray)
         show(store, 3)
     elif args.command == "best":
         show(open_store(args.run), args.top)
@@ -47,7 +49,8 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("run", help="search, or go on")
     command.add_argument("--config-file", required=True, help="one of configs/search/")
     command.add_argument("--resume", action="store_true", help="go on with what is in OUTPUT_DIR")
-    command.add_argument("--at-once", type=int, default=1, metavar="N", help="processes (1)")
+    command.add_argument("--at-once", type=int, metavar="N", help="processes (1)")
+    command.add_argument("--ray", metavar="ADDRESS", help="evaluate as tasks on a Ray cluster")
     command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="such as CANDIDATES 500")
     command = commands.add_parser("best", help="the best candidates, and the funnel")
     command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")

@@ -36,7 +36,7 @@ def config(folder, *overrides):
     return load_config(CONFIG, [*SHORT, "OUTPUT_DIR", str(folder), *map(str, overrides)])
 
 
-def pretended(norm_act, anchors, proxy, images, seed, device):
+def pretended(norm_act):
     """Scores that are a function of the formula; one in three is rejected."""
     digest = hashlib.sha256(norm_act.encode()).digest()
     if digest[0] % 3 == 0:
@@ -44,11 +44,26 @@ def pretended(norm_act, anchors, proxy, images, seed, device):
     return {"stage": "trained", "quality": [0.5], "worst": [1.0], "scores": [digest[1] / 256]}
 
 
+class Threads:
+    """Workers that pretend, in threads."""
+
+    def __init__(self, function, at_once):
+        self.room, self.pool = at_once, ThreadPoolExecutor(at_once)
+
+    def submit(self, norm_act):
+        return self.pool.submit(pretended, norm_act)
+
+    def lost(self, error):
+        return isinstance(error, BrokenProcessPool)
+
+    def close(self):
+        self.pool.shutdown()
+
+
 @pytest.fixture
 def pretend(monkeypatch):
-    """Evaluations that take no time, in a thread."""
-    monkeypatch.setattr(module, "_work", pretended)
-    monkeypatch.setattr(module, "_pool", ThreadPoolExecutor)
+    """Evaluations that take no time."""
+    monkeypatch.setattr(module, "Processes", Threads)
 
 
 def rows(folder):
@@ -109,31 +124,24 @@ def test_several_at_once(pretend, tmp_path):
     assert rows(tmp_path)[: len(found)] == found
 
 
-class Loses:
-    """A pool whose first evaluations end with the death of their process."""
+class Loses(Threads):
+    """Workers the first of which are lost."""
 
-    lost = 0
+    first = 0
 
-    def __init__(self, at_once):
-        pass
-
-    def submit(self, work, *arguments):
-        future = Future()
-        if Loses.lost > 0:
-            Loses.lost -= 1
+    def submit(self, norm_act):
+        if Loses.first > 0:
+            Loses.first -= 1
+            future = Future()
             future.set_exception(BrokenProcessPool("killed"))
-        else:
-            future.set_result(work(*arguments))
-        return future
-
-    def shutdown(self, wait, cancel_futures=False):
-        pass
+            return future
+        return super().submit(norm_act)
 
 
 @pytest.mark.parametrize("lost, ends", [(2, True), (3, False)])
 def test_a_lost_process_is_tried_again(pretend, tmp_path, monkeypatch, lost, ends):
-    monkeypatch.setattr(module, "_pool", Loses)
-    monkeypatch.setattr(Loses, "lost", lost)
+    monkeypatch.setattr(module, "Processes", Loses)
+    monkeypatch.setattr(Loses, "first", lost)
     if ends:
         run(config(tmp_path))
         run(config(tmp_path / "whole"))
