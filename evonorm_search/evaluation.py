@@ -145,9 +145,10 @@ class Training:
             if self.losses and not math.isfinite(self.losses[-1]):
                 return
             self._optimizer.param_groups[0]["lr"] = self.proxy.rate(step)
-            self.losses.append(self._step(*next(self._batches)))
+            self.losses.append(self.step(*next(self._batches)))
 
-    def _step(self, images: Tensor, labels: Tensor) -> float:
+    def step(self, images: Tensor, labels: Tensor) -> float:
+        """Train on one batch; its loss."""
         loss = F.cross_entropy(self.model(images), labels)
         self._optimizer.zero_grad()
         loss.backward()

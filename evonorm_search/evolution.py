@@ -10,6 +10,7 @@ Scores are accuracies, one per anchor; more is better.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -104,4 +105,4 @@ def pareto_front(scores: Sequence[Sequence[float]]) -> list[int]:
 
 def dominates(one: Sequence[float], two: Sequence[float]) -> bool:
     """Whether one is at least as good as two on every anchor, and better on one."""
-    return all(a >= b for a, b in zip(one, two)) and any(a > b for a, b in zip(one, two))
+    return all(map(operator.ge, one, two)) and any(map(operator.gt, one, two))

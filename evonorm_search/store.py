@@ -61,8 +61,8 @@ class Store:
             return
         with self._errors():
             self.db = sqlite3.connect(self.path)
-            # Each result is the operating system's at once, so a kill loses none; a computer that
-            # loses its power may lose the last ones. Waiting for the disk would take 20 ms for each.
+            # A result is the operating system's at once, so a kill loses none; where the power
+            # fails, the last ones may be lost. To wait for the disk takes 20 ms for each.
             self.db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")
             self.db.executescript(_TABLES)
             found = self.get("space", space)

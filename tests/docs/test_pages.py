@@ -78,6 +78,7 @@ ELSEWHERE = {
     "tools/import_biggan.py *": ("a download", "tests/tools/test_import_biggan.py"),
     "tools/pack_images.py *": ("images of one's own", "tests/tools/test_pack_images.py"),
     "tools/benchmark_layers.py *": ("minutes", "tests/tools/test_benchmark_layers.py"),
+    "tools/benchmark_search.py *": ("an hour", "tests/tools/test_benchmark_search.py"),
     "tools/benchmark_training.py *": ("minutes", "tests/tools/test_benchmark_training.py"),
     "tools/train_classifier.py *": ("a minute", "tests/tools/test_train_classifier.py"),
     "tools/reproduce.py *": ("a grid of runs", "tests/tools/test_reproduce.py"),
