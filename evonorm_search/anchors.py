@@ -105,11 +105,16 @@ def resnet_small(num_classes: int) -> nn.Module:
 
 def mobilenet_v2_small(num_classes: int) -> nn.Module:
     """Three inverted residuals: 11 layers, without dropout; the last has 96 channels, not 1280."""
+    return mobilenet_v2_of(1, num_classes)
+
+
+def mobilenet_v2_of(blocks: int, num_classes: int) -> nn.Module:
+    """With so many blocks in each stage that halves the maps."""
     from torchvision.models import MobileNetV2
     from torchvision.ops import Conv2dNormActivation
 
     # expansion, channels, blocks, stride
-    stages = [[1, 16, 1, 1], [4, 24, 1, 2], [4, 32, 1, 2]]
+    stages = [[1, 16, 1, 1], [4, 24, blocks, 2], [4, 32, blocks, 2]]
     model = MobileNetV2(num_classes, width_mult=0.5, inverted_residual_setting=stages)
     channels = model.features[-1][0].in_channels
     model.features[-1] = Conv2dNormActivation(
@@ -122,6 +127,26 @@ def mobilenet_v2_small(num_classes: int) -> nn.Module:
 def efficientnet_small(num_classes: int) -> nn.Module:
     """Three inverted residuals with squeeze-and-excitation: 11 layers beside those."""
     stages = ((1, 3, 1, 16, 8, 1), (4, 3, 2, 8, 16, 1), (4, 5, 2, 16, 24, 1))
+    model = efficientnet(stages, num_classes, dropout=0.0, last_channel=96)
+    return on_whole_maps(model)
+
+
+# Larger than the small ones, for those layers that a search found: see rerank.py.
+
+
+def resnet_medium(num_classes: int) -> nn.Module:
+    """Five pre-activation bottlenecks on maps of 16x16, 8x8 and 4x4: 17 layers."""
+    return PreActResNet(Bottleneck, (1, 2, 2), [8, 24, 48], conv(3, 8, 3), num_classes)
+
+
+def mobilenet_v2_medium(num_classes: int) -> nn.Module:
+    """Five inverted residuals: 17 layers."""
+    return mobilenet_v2_of(2, num_classes)
+
+
+def efficientnet_medium(num_classes: int) -> nn.Module:
+    """Five inverted residuals with squeeze-and-excitation: 17 layers beside those."""
+    stages = ((1, 3, 1, 16, 8, 1), (4, 3, 2, 8, 24, 2), (4, 5, 2, 24, 40, 2))
     model = efficientnet(stages, num_classes, dropout=0.0, last_channel=96)
     return on_whole_maps(model)
 
@@ -140,4 +165,7 @@ ANCHORS: dict[str, Factory] = {
     "ResNet-small": resnet_small,
     "MobileNetV2-small": mobilenet_v2_small,
     "EfficientNet-small": efficientnet_small,
+    "ResNet-medium": resnet_medium,
+    "MobileNetV2-medium": mobilenet_v2_medium,
+    "EfficientNet-medium": efficientnet_medium,
 }

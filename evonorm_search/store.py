@@ -115,9 +115,8 @@ class Store:
 
 def best(store: Store, top: int) -> list[tuple[Candidate, list[float]]]:
     """The trained candidates with the highest mean score, one of each formula, the best first."""
-    found = {}
+    found: dict[str, tuple[Candidate, list[float]]] = {}
     for candidate, result in store.candidates():
         if result["stage"] == "trained" and candidate.same_as is None:
-            found[candidate] = result["scores"]
-    order = sorted(found.items(), key=lambda item: -sum(item[1]))
-    return order[:top]
+            found.setdefault(candidate.formula, (candidate, result["scores"]))
+    return sorted(found.values(), key=lambda row: -sum(row[1]))[:top]

@@ -3,6 +3,10 @@
     search_layers.py run --config-file configs/search/small_s.yaml --at-once 2
     search_layers.py best output/search/small_s            the best ones, and the funnel
     search_layers.py export output/search/small_s a.jsonl  all candidates, a line each
+    search_layers.py rerank --config-file configs/search/rerank_small.yaml output/search/small_s
+                         the best ten on larger networks; the best three of them are the result
+    search_layers.py test --config-file configs/search/rerank_small.yaml output/search/small_s
+                         these three beside known layers, on images that nothing saw before
 
 What it finds is a formula, and a formula is a NORM: `MODEL.NORM "x * sigmoid(x) / rms_g(x)"`.
 """
@@ -14,8 +18,10 @@ import json
 import sys
 from pathlib import Path
 
+from evonorm import check_norm_act
 from evonorm_runs.command_line import run_tool
 from evonorm_runs.errors import UserError, user_errors
+from evonorm_search import rerank
 from evonorm_search.config import load_config
 from evonorm_search.search import run
 from evonorm_search.store import FILE, Store, best
@@ -33,11 +39,13 @@ def main() -> int:
         if args.at_once is not None and args.at_once < 1:
             raise UserError(f"--at-once is {args.at_once}, but should be 1 at least")
         store = run(cfg, args.resume, args.at_once or 1, args.ray)
-        show(store, 3)
+        print_best(store, 3)
     elif args.command == "best":
-        show(open_store(args.run), args.top)
-    else:
+        print_best(open_store(args.run), args.top)
+    elif args.command == "export":
         export(open_store(args.run), args.out)
+    else:
+        compare_trained(args)
     return 0
 
 
@@ -58,16 +66,33 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("export", help="all candidates as JSON lines")
     command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")
     command.add_argument("out", type=Path, help="a new file")
+    for name, text in (
+        ("rerank", "the best candidates on larger networks, with several seeds"),
+        ("test", "the best of a rerank, or --layers, beside known layers on the final test part"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--config-file", required=True, help="such as rerank_small.yaml")
+        command.add_argument("--at-once", type=int, default=1, metavar="N", help="processes (1)")
+        command.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings (3)")
+        if name == "rerank":
+            command.add_argument("--top", type=int, default=10, metavar="N", help="layers (10)")
+        else:
+            command.add_argument("--layers", nargs="+", metavar="NORM", help="in their place")
+            command.add_argument(
+                "--images", type=int, default=2, metavar="N", help="per worker, beside all (2)"
+            )
+        command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")
+        command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="such as PROXY.STEPS 800")
     return parser.parse_args()
 
 
 def open_store(folder: Path) -> Store:
     if not (folder / FILE).exists():
         raise UserError(f"{folder}: not the folder of a search, as it has no {FILE}")
-    return Store(folder)
+    return Store(folder, read_only=True)
 
 
-def show(store: Store, top: int) -> None:
+def print_best(store: Store, top: int) -> None:
     """Print the funnel and the candidates with the best mean accuracy."""
     stages = [result["stage"] for candidate, result in store.candidates()]
     counts = store.get("counts", {})
@@ -81,6 +106,42 @@ def show(store: Store, top: int) -> None:
         each = " ".join(f"{100 * x:.1f}" for x in scores)
         mean = 100 * sum(scores) / len(scores)
         print(f"{mean:.1f}   {each}   {candidate.formula}")
+
+
+def compare_trained(args: argparse.Namespace) -> None:
+    """Of `rerank` and `test`: train what is missing, and print a table of all."""
+    cfg = load_config(args.config_file, args.opts)
+    store = open_store(args.run)
+    check_counts(args, "at_once", "seeds", *({"top", "images"} & vars(args).keys()))
+    if args.command == "rerank":
+        layers = [candidate.formula for candidate, _ in best(store, args.top)]
+        if not layers:
+            raise UserError(f"{args.run}: no candidate was trained to its end yet")
+        wanted = rerank.jobs(layers, cfg.ANCHORS, args.seeds, "val")
+    else:
+        with user_errors(ValueError, prefix="--layers: "):
+            for layer in args.layers or ():
+                check_norm_act(layer)
+        layers = [*(args.layers or rerank.winners(cfg, args.run)), *rerank.KNOWN]
+        wanted = rerank.test_jobs(layers, cfg.ANCHORS, args.seeds, args.images)
+    print_rows(rerank.run_jobs(cfg, args.run, wanted, args.at_once))
+
+
+def check_counts(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 1:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {getattr(args, name)}, but should be 1 at least")
+
+
+def print_rows(rows: list[rerank.Row]) -> None:
+    networks = list(rows[0].networks)
+    print(f"\naccuracy, %: mean, then {', '.join(networks)} with deviations; images per worker")
+    for row in rows:
+        each = "  ".join(
+            f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in row.networks.values()
+        )
+        print(f"{row.mean:.2f}   {each}   {row.images or 'all'}   {row.norm_act}")
 
 
 def export(store: Store, out: Path) -> None:

@@ -45,8 +45,8 @@ def test_nothing_but_strides_differs_from_the_network_for_imagenet(name, whole):
 
 @pytest.mark.parametrize("name", ANCHORS)
 def test_the_last_maps(name):
-    """Of 24x24 images the paper's networks make maps of 3x3, of 16x16 the small ones 4x4."""
-    size, last = (16, 4) if name in SMALL else (24, 3)
+    """Of 24x24 images the paper's networks make maps of 3x3, of 16x16 the others 4x4."""
+    size, last = (24, 3) if name in PAPER else (16, 4)
     model = build_anchor(name, "BN-ReLU").eval()
     seen = []
     for module in model.modules():
