@@ -18,6 +18,7 @@ class NormAct(nn.Module):
     _version = 4  # tells our state dicts from BatchNorm's (2), FrozenBatchNorm2d's (3), others (1)
     batch_dependent = False
     like_torch = False  # whether weight and bias mean what they do in BatchNorm or GroupNorm
+    linear = False  # whether a formula stands where no activation follows
     norm_act = ""  # the name or the formula that it was built by, set by build_norm_act
     # Whether weights that do not say what they were trained with are refused, if they may be
     # another norm's. timm's do not say it.
@@ -31,6 +32,7 @@ class NormAct(nn.Module):
         v: float | None = None,
         v0: float | None = None,
         num_groups: int = 32,
+        group_size: int = 0,
         eps: float = 1e-5,
         momentum: float = 0.1,
         affine: bool = True,
@@ -42,18 +44,20 @@ class NormAct(nn.Module):
     ) -> None:
         super().__init__()
         if unknown:
-            known = "num_groups, eps, momentum, affine, zero_init, sync, linear, device, dtype"
+            known = "num_groups, group_size, eps, momentum, affine, zero_init, sync, linear, "
+            known += "device, dtype"
             raise TypeError(f"unknown option {', '.join(unknown)}: known are {known}")
         _check("num_features", num_features, isinstance(num_features, int) and num_features > 0)
         _check("num_groups", num_groups, isinstance(num_groups, int) and num_groups > 0)
+        _check("group_size", group_size, isinstance(group_size, int) and group_size >= 0)
         _check("eps", eps, isinstance(eps, (int, float)) and eps >= 0)
         _check("momentum", momentum, isinstance(momentum, (int, float)) and 0 <= momentum <= 1)
         self.num_features = num_features
         self.activation = activation
         # Authors' rule (reference release): fewer groups where C is not divisible.
-        self.num_groups = max(
-            g for g in range(1, min(num_groups, num_features) + 1) if num_features % g == 0
-        )
+        self.num_groups = _divisor(num_features, num_groups)
+        if group_size:  # as timm's layers count: so many channels in a group, whatever C is
+            self.num_groups = num_features // _divisor(num_features, group_size)
         self.eps = float(eps)
         self.momentum = momentum
         self.zero_init = zero_init
@@ -230,7 +234,13 @@ def track(running: Tensor, value: Tensor, momentum: float | Tensor) -> None:
     running.lerp_(value.detach().to(running.dtype), momentum)
 
 
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number that is not above the limit."""
+    return max(d for d in range(1, min(limit, number) + 1) if number % d == 0)
+
+
 def _check(option: str, value: Any, possible: bool) -> None:
     if not possible:
         right = {"eps": "a number >= 0", "momentum": "a number in [0, 1]"}
+        right["group_size"] = "an integer >= 0"
         raise ValueError(f"{option}={value!r} should be {right.get(option, 'an integer > 0')}")

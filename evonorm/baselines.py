@@ -228,6 +228,6 @@ for _name, _factory in {
 
 @register_norm_act("LN-ReLU")
 def layer_norm_relu(num_features: int, activation: bool = True, **options: Any) -> SampleNormAct:
-    """GN-ReLU with one group, whatever `num_groups` says."""
-    options["num_groups"] = 1
+    """GN-ReLU with one group, whatever `num_groups` and `group_size` say."""
+    options.update(num_groups=1, group_size=0)
     return SampleNormAct(num_features, activation, norm=group_norm, act=relu, **options)

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections import defaultdict
 from itertools import chain
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from .registry import build_norm_act
-
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm)
-
-# What may take a norm's output: modules, functions, methods, in lower case and without "_".
-ACTIVATIONS = "relu relu6 leakyrelu prelu rrelu elu celu selu gelu silu mish hardswish".split()
-ENDS = "conv1d conv2d conv3d convtranspose2d linear output".split()
-SUMS = "add iadd sub isub mul imul".split()  # an activation after one acts on the sum
-PASSES = (  # an activation after one may be the norm's
-    "identity dropout dropout2d stochasticdepth cat flatten mean interpolate upsample "
-    "maxpool2d avgpool2d adaptivemaxpool2d adaptiveavgpool2d".split()
-)
+from .registry import build_norm_act, check_norm_act
+from .timm_layers import EVONORMS, inner_activation, is_evonorm, own_options
+from .tracing import NORMS, Tracer, activation_after, trace, without
 
 
 class Swap(NamedTuple):
@@ -32,28 +21,63 @@ class Swap(NamedTuple):
     activation: bool  # whether an activation went
 
 
-def convert(model: nn.Module, name: str, **options: Any) -> list[Swap]:
+class Conversion(list):
+    """What :func:`convert` did with a model: a list of its :class:`Swap`, and what it left.
+
+    Attributes:
+        kept: path -> class of each normalization that it does not swap, such as LayerNorm.
+        refused: path -> why it can't be swapped, with `partly=True` only.
+    """
+
+    def __init__(self, swaps: list[Swap], kept: dict[str, str], refused: dict[str, str]) -> None:
+        super().__init__(swaps)
+        self.kept, self.refused = kept, refused
+
+    def __str__(self) -> str:
+        lines = [f"swapped {swap.module} ({swap.replaced})" for swap in self]
+        lines += [f"kept {path} ({kind})" for path, kind in self.kept.items()]
+        lines += [f"refused {why}" for why in self.refused.values()]
+        count = f"{len(self)} swapped, {len(self.kept)} kept, {len(self.refused)} refused"
+        return "\n".join([*lines, count])
+
+
+class _Site(NamedTuple):
+    """A norm, and the activation that goes with it."""
+
+    norm: nn.Module
+    replaced: str
+    activation: bool
+    call: fx.Node | None = None  # of an activation outside of the norm, to be taken out
+
+
+def convert(
+    model: nn.Module, name: str = "", *, partly: bool = False, **options: Any
+) -> Conversion:
     """Swap each BatchNorm2d, SyncBatchNorm and GroupNorm of a model for a norm-act, in place.
 
     Where an activation and nothing else follows, both become `build_norm_act(name, C)`; where none
     does, the norm becomes `build_norm_act(name, C, activation=False)`. What follows is read from
-    a torch.fx trace of the forward pass.
+    a torch.fx trace of the forward pass. timm's BatchNormAct2d and GroupNormAct hold an activation,
+    or none. timm's EvoNorms (and its FRN) become ours. One that is `name` keeps its weights,
+    groups, eps and momentum; with `name=""` all of them do, and nothing else is swapped.
 
-    A layer starts fresh, with the options given here rather than those of the norm (eps, momentum,
-    groups); it keeps the norm's device, dtype, train or eval mode, and synchronization over ranks.
-    An activation module that is used after norms only becomes an Identity. Otherwise (torchvision's
-    residual blocks use one after the sum too) the block that calls it becomes a
+    Any other layer starts fresh, with the options given here rather than those of the norm (eps,
+    momentum, groups); it keeps the norm's device, dtype, train or eval mode, and synchronization
+    over ranks. An activation module that is used after norms only becomes an Identity. Otherwise
+    (torchvision's residual blocks use one after the sum too) the block that calls it becomes a
     torch.fx.GraphModule: its forward pass as traced, without those calls and with the optional
     arguments that the model gives it. Its children, parameters and state-dict keys stay; its other
     attributes, hooks and context managers do not.
 
     Args:
-        model: such as torchvision's ResNet, MobileNetV2, MNASNet and EfficientNet.
-        name: one of :func:`evonorm.list_norm_acts`, or a formula.
+        model: such as torchvision's ResNet, MobileNetV2, MNASNet and EfficientNet, or timm's.
+        name: one of :func:`evonorm.list_norm_acts`, a formula, or "".
+        partly: whether a norm that can't be swapped is left as it is, rather than an error.
         options: see :func:`evonorm.build_norm_act`; `linear` among them.
 
     Returns:
-        what was swapped, in the order of the model's modules.
+        what was swapped, in the order of the model's modules; its `kept` and `refused` are what was
+        not, and its `str()` says all of it, a line each.
 
     Raises:
         ValueError: no such norm in the model, unknown name or impossible option, or a norm of
@@ -61,180 +85,135 @@ def convert(model: nn.Module, name: str, **options: Any) -> list[Swap]:
             they count as unknown). The model is then as it was.
         TypeError: unknown option.
     """
-    norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS)}
-    if not norms:
-        kinds = ", ".join(kind.__name__ for kind in NORMS)
-        raise ValueError(f"found none of {kinds} in {type(model).__name__}")
-    trace = _trace(model)
-    nodes = list(trace.graph.nodes)
-    activations = {path: _activation_after(path, norm, nodes) for path, norm in norms.items()}
-    new: dict[nn.Module, nn.Module] = {}
-    swaps = []
-    for path, norm in norms.items():
-        activation = activations[path]
-        new[norm] = _build(model, norm, name, activation is not None, options)
-        followed = "" if activation is None else f" + {activation.meta['name']}"
-        swaps.append(Swap(path, type(norm).__name__ + followed, activation is not None))
-
-    removed = [node for node in activations.values() if node is not None]
-    kept = {node.target for node in nodes if node not in removed}
-    by_owner = defaultdict(list)
-    for node in removed:
-        if node.op == "call_module" and node.target not in kept:
-            new[model.get_submodule(node.target)] = nn.Identity()
-        else:
-            by_owner[node.meta["owner"]].append(node)
-    for owner, calls in by_owner.items():
-        new[model.get_submodule(owner)] = _without(calls, model, trace)
-    _replace(model, new)
-    return swaps
-
-
-class _Tracer(fx.Tracer):
-    """Notes what each module's forward calls, step by step.
-
-    Follows the calls into all modules but PyTorch's own, norms and norm-acts; if `flat`, into none.
-    """
-
-    def __init__(self, flat: bool = False) -> None:
-        super().__init__()
-        self.flat = flat
-        self.stack = [""]  # paths of the modules being called; after an error, where it was
-        self.steps: defaultdict[str, list[str]] = defaultdict(list)  # names by path
-        self.flags: dict[str, dict[str, Any]] = {}  # arguments that are None or a bool, by path
-
-    def is_leaf_module(self, m: nn.Module, path: str) -> bool:
-        known = isinstance(m, NORMS) or hasattr(m, "norm_act")
-        return self.flat or known or super().is_leaf_module(m, path)
-
-    def create_args_for_root(
-        self, root_fn: Callable, is_module: bool, concrete_args: dict[str, Any] | None = None
-    ) -> tuple[Callable, list]:
-        result = super().create_args_for_root(root_fn, is_module, concrete_args)
-        flags = {f"{name}_1": name for name in concrete_args or ()}  # torch.fx renames these
-        for node in self.graph.nodes:  # and asserts that they stay the same, which is no step
-            node.meta["step"] = 0
-            if node.op == "placeholder":
-                node.target = flags.get(node.target, node.target)
-        self.steps.clear()
-        return result
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        self.steps[self.stack[-1]].append(type(m).__name__)
-        self.stack.append(self.path_of_module(m))
-        given = inspect.signature(m.forward).bind(*args, **kwargs)
-        given.apply_defaults()
-        self.flags[self.stack[-1]] = {
-            name: value
-            for name, value in given.arguments.items()
-            if value is None or isinstance(value, bool)
-        }
-        result = super().call_module(m, forward, args, kwargs)
-        self.stack.pop()
-        return result
-
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(kind, target, *args, **kwargs)
-        owner, name = self.stack[-1], getattr(target, "__name__", str(target).rpartition(".")[2])
-        if kind == "call_module":
-            owner = self.stack[-2]
-            name = self.steps[owner][-1]
-        elif kind not in ("placeholder", "output"):
-            self.steps[owner].append(name)
-        kind = name.lower().replace("_", "")
-        node.meta.update(owner=owner, step=len(self.steps[owner]), name=name, kind=kind)
-        return node
-
-
-def _trace(
-    module: nn.Module, path: str = "", flat: bool = False, flags: dict[str, Any] | None = None
-) -> _Tracer:
-    """Trace a forward pass, which must do the same in training and in evaluation."""
-    # In a copy that shares the tensors, as the model's code may leave something in its attributes.
-    shared = {id(t): t for t in chain(module.parameters(), module.buffers())}
-    tracers = []
+    if name:
+        check_norm_act(name)
+    sites = {p: _evonorm_site(m) for p, m in model.named_modules() if is_evonorm(m)}
+    norms = {p: m for p, m in model.named_modules() if name and isinstance(m, NORMS)}
+    if not sites and not norms:
+        kinds = ", ".join(kind.__name__ for kind in NORMS) + " and " if name else ""
+        raise ValueError(f"found none of {kinds}timm's EvoNorms in {type(model).__name__}")
+    refused: dict[str, str] = {}
+    traced = None
     try:
-        for mode in (True, False):
-            tracers.append(_Tracer(flat))
-            twin = copy.deepcopy(module, dict(shared))
-            twin.train(mode)
-            tracers[-1].trace(twin, flags)
-    except Exception as error:  # the model's code may raise anything when it is run on symbols
-        where = ".".join(filter(None, (path, tracers[-1].stack[-1]))) or type(module).__name__
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{where}: can't tell where activations follow norms, as torch.fx can't trace it: {why}"
-        ) from error
-    one, two = tracers
-    # A flat graph becomes code: it must agree to the last argument, such as dropout's `training`.
-    if one.steps != two.steps or (flat and str(one.graph) != str(two.graph)):
-        raise ValueError(
-            f"{path or type(module).__name__}: can't tell where activations follow norms, as it "
-            "does not do the same in training and in evaluation"
-        )
-    return one
+        traced = trace(model) if norms else None
+    except ValueError as error:
+        if not partly:
+            raise
+        refused = dict.fromkeys(norms, str(error))
+    if traced is not None:
+        found, refused = _sites(norms, traced)
+        sites |= found
+    blocks = _rewritten(model, sites, refused, traced)
+    if refused and not partly:
+        raise ValueError(_summary(refused, len(norms)))
+    paths = [path for path, _ in model.named_modules() if path in sites]
+    new = {sites[path].norm: _build(model, sites[path], name, options) for path in paths}
+    new.update(blocks)
+    swaps = [Swap(path, sites[path].replaced, sites[path].activation) for path in paths]
+    _replace(model, new)
+    if traced is not None:
+        try:
+            trace(model)
+        except ValueError as error:
+            _replace(model, {ours: old for old, ours in new.items()})
+            raise ValueError(f"the model would not run after the swap: {error}") from error
+    return Conversion(swaps, _kept(model, refused), refused)
 
 
-def _activation_after(path: str, norm: nn.Module, nodes: list[fx.Node]) -> fx.Node | None:
-    """The call of the activation that alone takes the norm's output; None if none takes it."""
-    unsure = f"{path}: can't tell whether an activation follows this {type(norm).__name__}, "
-    if type(norm) not in NORMS:
-        raise ValueError(unsure + "as a class derived from PyTorch's may hold one")
-    calls = [node for node in nodes if (node.op, node.target) == ("call_module", path)]
-    if len(calls) != 1:
-        raise ValueError(unsure + f"as it is called {len(calls)} times in a forward pass")
-    call = calls[0]
-    while [user.meta["kind"] for user in call.users] == ["identity"]:
-        call = next(iter(call.users))
-    users = list(call.users)
-    if [user.args[:1] for user in users] == [(call,)] and users[0].meta["kind"] in ACTIVATIONS:
-        users[0].meta["norm"] = path
-        return users[0]
-    for user in users:  # grows by those behind
-        kind, name = user.meta["kind"], user.meta["name"]
-        if kind in ACTIVATIONS:
-            raise ValueError(unsure + f"as {name} takes its output, but not alone or not as it is")
-        if kind in PASSES:
-            users += [u for u in user.users if u not in users]
-        elif kind not in ENDS and not (kind in SUMS and len(user.all_input_nodes) > 1):
-            raise ValueError(unsure + f"as nothing is known of {name}, which takes its output")
-    return None
+def _summary(refused: dict[str, str], total: int) -> str:
+    first = next(iter(refused.values()))
+    if total == 1:
+        return first
+    return f"{first} ({len(refused)} of {total} norms are refused; partly=True would leave them)"
 
 
-def _build(
-    model: nn.Module, norm: nn.Module, name: str, activation: bool, options: dict[str, Any]
-) -> nn.Module:
-    channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+def _evonorm_site(layer: nn.Module) -> _Site:
+    return _Site(layer, type(layer).__name__, layer.apply_act)
+
+
+def _sites(norms: dict[str, nn.Module], traced: Tracer) -> tuple[dict[str, _Site], dict[str, str]]:
+    """The norms with their activations; and for those of which it can't be told, why."""
+    nodes = list(traced.graph.nodes)
+    sites, refused = {}, {}
+    for path, norm in norms.items():
+        try:
+            call = activation_after(path, norm, nodes)
+        except ValueError as error:
+            refused[path] = str(error)
+            continue
+        activation = call.meta["name"] if call else inner_activation(norm)
+        replaced = type(norm).__name__ + (f" + {activation}" if activation else "")
+        sites[path] = _Site(norm, replaced, bool(activation), call)
+    return sites, refused
+
+
+def _rewritten(
+    model: nn.Module, sites: dict[str, _Site], refused: dict[str, str], traced: Tracer | None
+) -> dict[nn.Module, nn.Module]:
+    """What stands for the activations of the sites, or for the blocks that call them.
+
+    A site whose block can't be rewritten moves to `refused`, and it is tried again without it.
+    """
+    nodes = list(traced.graph.nodes) if traced else []
+    while True:
+        new: dict[nn.Module, nn.Module] = {}
+        removed = [site.call for site in sites.values() if site.call is not None]
+        kept = {node.target for node in nodes if node not in removed}
+        by_owner = defaultdict(list)
+        for node in removed:
+            if node.op == "call_module" and node.target not in kept:
+                new[model.get_submodule(node.target)] = nn.Identity()
+            else:
+                by_owner[node.meta["owner"]].append(node)
+        again = False
+        for owner, calls in by_owner.items():
+            try:
+                new[model.get_submodule(owner)] = without(calls, model, traced)
+            except ValueError as error:
+                again = True
+                for node in calls:
+                    refused[node.meta["norm"]] = str(error)
+                    del sites[node.meta["norm"]]
+        if not again:
+            return new
+
+
+def _build(model: nn.Module, site: _Site, name: str, options: dict[str, Any]) -> nn.Module:
+    norm, activation = site.norm, site.activation
     like = next(chain(norm.parameters(), norm.buffers(), model.parameters()), None)
     own = {} if like is None else {"device": like.device, "dtype": like.dtype}
+    ours, without_activation = EVONORMS.get(type(norm).__name__, ("", ""))
+    if is_evonorm(norm) and name in ("", ours):
+        return _loaded(norm, ours, without_activation, {**own, **own_options(norm), **options})
     if isinstance(norm, nn.SyncBatchNorm):
         own["sync"] = True
+    channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else len(norm.weight)
     return build_norm_act(name, channels, activation, **{**own, **options}).train(norm.training)
 
 
-def _without(calls: list[fx.Node], model: nn.Module, trace: _Tracer) -> nn.Module:
-    """The module whose forward makes these calls, as a GraphModule that does not make them."""
-    norm, name, owner = (calls[0].meta[key] for key in ("norm", "name", "owner"))
-    block = model.get_submodule(owner)
-    refusal = ValueError(
-        f"{norm}: can't take out the {name} after it, which {owner or type(block).__name__} calls; "
-        "use an activation module of its own for it"
-    )
-    if not owner:  # nothing holds the model, so that it can't be replaced
-        raise refusal
-    alone = _trace(block, owner, flat=True, flags=trace.flags.get(owner))
-    same = alone.steps[""] == trace.steps[owner]  # or it is called twice, or with other arguments
-    if not same or "_tensor_constant0" in alone.steps[""]:  # a tensor made in its forward
-        raise refusal
-    steps = {node.meta["step"] for node in calls}
-    graph, copies = fx.Graph(), {}
-    for node in alone.graph.nodes:
-        skip = node.op not in ("placeholder", "output") and node.meta["step"] in steps
-        copies[node] = copies[node.args[0]] if skip else graph.node_copy(node, copies.get)
-    result = fx.GraphModule(block, graph, type(block).__name__)
-    if result.state_dict().keys() != block.state_dict().keys():  # it has parameters without use
-        raise refusal
-    return result
+def _loaded(norm: nn.Module, ours: str, linear: str, options: dict[str, Any]) -> nn.Module:
+    """Our layer for one of timm's, with its weights."""
+    options = {"linear": linear, **options}
+    layer = build_norm_act(ours, len(norm.weight), norm.apply_act, **options)
+    state = norm.state_dict()
+    if "tau" in state:  # FRN's threshold
+        state["v"] = state.pop("tau")
+    layer.load_state_dict(state)
+    for parameter in layer.parameters():
+        parameter.requires_grad_(norm.weight.requires_grad)
+    return layer.train(norm.training)
+
+
+def _kept(model: nn.Module, refused: dict[str, str]) -> dict[str, str]:
+    """The normalizations in the model that are neither norm-acts nor refused."""
+    return {
+        path: type(module).__name__
+        for path, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        and not hasattr(module, "norm_act")
+        and not any(True for child in module.children() for _ in child.parameters())
+        and path not in refused
+    }
 
 
 def _replace(parent: nn.Module, new: dict[nn.Module, nn.Module]) -> None:

@@ -104,9 +104,10 @@ def build_norm_act(
             formula the affine map x * weight + bias, as in the paper, of any other layer its
             normalization. "affine" is that map, "BN", "GN" and "LN" are these norms; anything else
             is a formula, such as "(x - mean_g(x)) / std_g(x)".
-        options: num_groups=32 (lowered until it divides C), eps=1e-5, momentum=0.1, affine=True,
-            zero_init=False (weight starts at 0), sync=False (batch statistics over all ranks),
-            device, dtype. A layer ignores those that do not concern it.
+        options: num_groups=32 (lowered until it divides C), or group_size=n for groups of n
+            channels (lowered likewise), eps=1e-5, momentum=0.1, affine=True, zero_init=False
+            (weight starts at 0), sync=False (batch statistics over all ranks), device, dtype. A
+            layer ignores those that do not concern it.
 
     Raises:
         ValueError: unknown name, broken formula, impossible value.
@@ -139,5 +140,6 @@ def _build_linear(linear: str, num_features: int, options: dict[str, Any]) -> nn
         layer = _FACTORIES[_STOCK[linear]](num_features, activation=False, **options)
     else:
         layer = EvoNorm(num_features, formula=linear, **options)
+        layer.linear = True
     layer.norm_act = linear
     return layer

@@ -77,8 +77,9 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
         return cfg
     cfg.MODEL.RPN.NORM = ""
     cfg.MODEL.FPN.PAD_TO = 0
-    options = {"NUM_GROUPS": 32, "EPS": None, "MOMENTUM": 0.1, "SYNC": False, "LINEAR": ""}
-    cfg.MODEL.EVONORM = CfgNode({**options, "ZERO_INIT_LAST": False})
+    groups = {"NUM_GROUPS": 32, "GROUP_SIZE": 0}
+    options = {"EPS": None, "MOMENTUM": 0.1, "SYNC": False, "LINEAR": ""}
+    cfg.MODEL.EVONORM = CfgNode({**groups, **options, "ZERO_INIT_LAST": False})
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg
 

@@ -73,6 +73,8 @@ def norm_from_config(cfg: CfgNode, norm: str) -> Any:
         "sync": node.SYNC,
         "linear": node.LINEAR,
     }
+    if node.get("GROUP_SIZE", 0):
+        options["group_size"] = node.GROUP_SIZE
     if node.EPS is not None:
         options["eps"] = node.EPS
     return Norm(norm, **options)

@@ -184,6 +184,12 @@ def test_options_reach_the_layers(tiny_cfg, build):
         assert layer.momentum == 0.25 and layer.sync
 
 
+def test_group_size_reaches_the_layers(tiny_cfg, build):
+    model = build(tiny_cfg("EvoNormS0", "MODEL.EVONORM.GROUP_SIZE", 4))
+    layers = [m for m in model.modules() if getattr(m, "norm_act", "")]
+    assert layers and all(layer.num_groups == layer.num_features // 4 for layer in layers)
+
+
 def test_a_norm_act_of_ones_own(tiny_cfg, build, batch, train_step):
     class Softplus(torch.nn.Module):
         batch_dependent = False
