@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, pstdev
 from typing import Any
 
-from .evolution import dominates
+from .evolution import pareto_front
 from .space import used
 from .store import Candidate
 
@@ -71,19 +71,10 @@ def histogram(values: Iterable[float], bins: int = 40) -> list[int]:
 
 
 def pareto_rows(rows: Iterable[Row]) -> list[Row]:
-    """The trained candidates that no other one dominates, by falling mean accuracy.
-
-    As :func:`evolution.pareto_front`, but it compares with the front only, for many candidates.
-    """
-    # What dominates another one comes before it in this order.
-    order = sorted(
-        trained(rows), key=lambda row: (sum(row[1]["scores"]), row[1]["scores"]), reverse=True
-    )
-    front: list[Row] = []
-    for row in order:
-        if not any(dominates(other[1]["scores"], row[1]["scores"]) for other in front):
-            front.append(row)
-    return front
+    """The trained candidates that no other one dominates, by falling mean accuracy."""
+    found = trained(rows)
+    front = pareto_front([result["scores"] for _, result in found])
+    return sorted((found[i] for i in front), key=lambda row: -mean_score(row[1]))
 
 
 def op_frequencies(

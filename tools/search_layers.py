@@ -2,7 +2,7 @@
 
     search_layers.py run --config-file configs/search/small_s.yaml --at-once 2
     search_layers.py best output/search/small_s            the best ones, and the funnel
-    search_layers.py export output/search/small_s a.jsonl  all candidates, a line each
+    search_layers.py export output/search/* table.jsonl.gz all candidates, a line each
     search_layers.py rerank --config-file configs/search/rerank_small.yaml output/search/small_s
                          the best ten on larger networks; the best three of them are the result
     search_layers.py test --config-file configs/search/rerank_small.yaml output/search/small_s
@@ -14,7 +14,6 @@ What it finds is a formula, and a formula is a NORM: `MODEL.NORM "x * sigmoid(x)
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from evonorm_search import rerank
 from evonorm_search.config import load_config
 from evonorm_search.search import run
 from evonorm_search.store import FILE, Store, best
+from evonorm_search.table import read_table, summary, write_table
 
 STAGES = {"quality": "of low quality", "stability": "unstable", "trained": "trained"}
 
@@ -43,7 +43,8 @@ def main() -> int:
     elif args.command == "best":
         print_best(open_store(args.run), args.top)
     elif args.command == "export":
-        export(open_store(args.run), args.out)
+        write_table(args.runs, args.out)
+        print(f"{args.out}: a line for each candidate\n\n{summary(read_table(args.out))}")
     else:
         compare_trained(args)
     return 0
@@ -63,9 +64,9 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("best", help="the best candidates, and the funnel")
     command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")
     command.add_argument("--top", type=int, default=10, metavar="N", help="how many (10)")
-    command = commands.add_parser("export", help="all candidates as JSON lines")
-    command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")
-    command.add_argument("out", type=Path, help="a new file")
+    command = commands.add_parser("export", help="all candidates of searches as JSON lines")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="OUTPUT_DIR of a search")
+    command.add_argument("out", type=Path, metavar="OUT", help="a new file, such as table.jsonl.gz")
     for name, text in (
         ("rerank", "the best candidates on larger networks, with several seeds"),
         ("test", "the best of a rerank, or --layers, beside known layers on the final test part"),
@@ -142,14 +143,6 @@ def print_rows(rows: list[rerank.Row]) -> None:
             f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in row.networks.values()
         )
         print(f"{row.mean:.2f}   {each}   {row.images or 'all'}   {row.norm_act}")
-
-
-def export(store: Store, out: Path) -> None:
-    with user_errors(OSError), open(out, "x") as file:
-        for candidate, result in store.candidates():
-            row = candidate._replace(fingerprint=candidate.fingerprint.hex())._asdict()
-            file.write(json.dumps({**row, **result}) + "\n")
-    print(f"{out}: a line for each candidate")
 
 
 if __name__ == "__main__":

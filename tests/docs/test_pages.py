@@ -92,6 +92,7 @@ NOT_RUN = {
     'cfg.merge_from_file("my.yaml")': "names a reader's file; the tutorial has the same, run",
     "G = Generator(128, ch=128, num_classes=1000": "85 M weights; tests/evonorm_gan/test_models.py",
     "import my_norms": "a reader's file",
+    "docs/results/search.jsonl.gz": "tests/evonorm_search/test_table.py runs it on a made table",
 }
 ALIASES = {"--class"}  # options that argparse keeps under other names
 LAUNCHER = {"--nproc_per_node"}  # torchrun's
@@ -396,6 +397,16 @@ def result(name):
 def layers():
     found = result("layers_cpu.json")["results"]
     return {(tuple(r["shape"]), r["layer"]): r for r in found if r["pass"] != "forward"}
+
+
+def test_the_networks_of_the_search_have_these_parameters():
+    from evonorm_search.anchors import ANCHORS, build_anchor
+
+    table = rows("search.md", "network | parameters")
+    assert {row[0].strip("`") for row in table} == set(ANCHORS)
+    for name, count, _ in table:
+        model = build_anchor(name.strip("`"), "BN-ReLU", 10)
+        assert f"{sum(p.numel() for p in model.parameters()):,}" == count
 
 
 def test_the_ratios_of_layers_are_those_measured():
