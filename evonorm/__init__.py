@@ -2,6 +2,7 @@
 
 from . import baselines
 from .base import NormAct
+from .check import check
 from .convert import convert
 from .evonorm2d import EvoNorm2D
 from .formula import Formula
@@ -27,6 +28,7 @@ __all__ = [
     "NormAct",
     "baselines",
     "build_norm_act",
+    "check",
     "check_linear",
     "check_norm_act",
     "convert",

@@ -120,6 +120,8 @@ def build_norm_act(
     factory = _FACTORIES.get(name) or partial(EvoNorm, formula=name)
     layer = factory(num_features, activation=activation, **options)
     layer.norm_act = name
+    if not hasattr(layer, "activation"):  # a layer of one's own, such as a Sequential
+        layer.activation = activation
     return layer
 
 

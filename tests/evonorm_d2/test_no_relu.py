@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads import build_box_head
 from torch.nn import BatchNorm2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from evonorm import check
 from evonorm_d2 import resolve
 from evonorm_d2.heads import NormActConvUpsampleHead, NormActRetinaNetHead, NormActRPNHead
 from evonorm_d2.resnet import (
@@ -250,3 +251,15 @@ def test_retinanet_head():
         elif hasattr(layer, "v"):
             y = act(y, layer)
     torch.testing.assert_close(head([x])[0][0], conv(y, head.cls_score))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_check_says_the_same_of_a_detector(training, tiny_cfg, build, batch):
+    model = build(tiny_cfg("EvoNormS0", *HEAD_CONVS)).train(training)
+    assert check(model, batch()) == []
+    model.backbone.bottom_up.stem.relu = torch.nn.ReLU()  # as in Detectron2's own stem
+    model.roi_heads.box_head.conv1.activation = F.relu_
+    assert check(model, batch()) == [
+        ("backbone.bottom_up.stem.conv1.norm", "relu", "backbone.bottom_up.stem.relu"),
+        ("roi_heads.box_head.conv1.norm", "relu_", "roi_heads.box_head.conv1"),
+    ]
