@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
@@ -30,12 +30,24 @@ from .config import get_cfg, parts, source
 from .data import count_to_train_on
 from .evolution import Member, child
 from .sift import NEW, Sieve
-from .space import formula
+from .space import Graph, formula
 from .store import FILE, Candidate, Store
 from .workers import OnRay, Processes, Task, Workers, work
 
 MAY_CHANGE = ("CANDIDATES", "DATA.ROOT", "DEVICE", "OUTPUT_DIR", "SEARCH.GPUS_PER_TASK")
 TRIES = 3  # of a candidate whose worker is lost
+
+
+class Draws:
+    """What a search draws: a function of the seed, the draw's number and the population."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.seed = cfg.SEED
+        self.space, self.settings, _ = parts(cfg)
+
+    def __call__(self, population: Sequence[Member], key: int) -> tuple[Graph, Member | None]:
+        """The graph of draw `key`, and its parent."""
+        return child(population, self.space, self.settings, Random(mix(self.seed, key)))
 
 
 class Search:
@@ -47,6 +59,7 @@ class Search:
     def __init__(self, cfg: CfgNode, store: Store) -> None:
         self.cfg, self.store = cfg, store
         self.space, self.settings, self.proxy = parts(cfg)
+        self.draws = Draws(cfg)
         self.population: deque[Member] = deque(maxlen=self.settings.window)
         self.sieve = Sieve(duplicates=cfg.SIEVE.DUPLICATES)
         self.results: dict[int, dict[str, Any]] = {}
@@ -65,8 +78,7 @@ class Search:
         """The next candidate to evaluate. Those before it that share a result are recorded."""
         while True:
             key, self.next = self.next, self.next + 1
-            rng = Random(mix(self.cfg.SEED, key))
-            graph, parent = child(self.population, self.space, self.settings, rng)
+            graph, parent = self.draws(self.population, key)
             stage, equal, fingerprint = self.sieve(graph, key)
             parent_key = parent.key if parent else None
             shown, after = str(formula(graph)), len(self.results)
@@ -85,9 +97,14 @@ class Search:
     def _take(self, candidate: Candidate, result: dict[str, Any]) -> None:
         self.results[candidate.key] = result
         self.evaluated += candidate.same_as is None
-        if result["stage"] == "trained":
-            scores = tuple(result["scores"])
-            self.population.append(Member(candidate.graph, scores, candidate.key))
+        self.population.extend(members(candidate, result))
+
+
+def members(candidate: Candidate, result: dict[str, Any]) -> list[Member]:
+    """What a result adds to the population: nothing if the candidate was rejected."""
+    if result["stage"] != "trained":
+        return []
+    return [Member(candidate.graph, tuple(result["scores"]), candidate.key)]
 
 
 def run(

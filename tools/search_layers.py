@@ -3,6 +3,7 @@
     search_layers.py run --config-file configs/search/small_s.yaml --at-once 2
     search_layers.py best output/search/small_s            the best ones, and the funnel
     search_layers.py export output/search/* table.jsonl.gz all candidates, a line each
+    search_layers.py replay output/search/small_s          draw all again, and compare
     search_layers.py rerank --config-file configs/search/rerank_small.yaml output/search/small_s
                          the best ten on larger networks; the best three of them are the result
     search_layers.py test --config-file configs/search/rerank_small.yaml output/search/small_s
@@ -22,6 +23,7 @@ from evonorm_runs.command_line import run_tool
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_search import rerank
 from evonorm_search.config import load_config
+from evonorm_search.replay import replay
 from evonorm_search.search import run
 from evonorm_search.store import FILE, Store, best
 from evonorm_search.table import read_table, summary, write_table
@@ -42,6 +44,8 @@ def main() -> int:
         print_best(store, 3)
     elif args.command == "best":
         print_best(open_store(args.run), args.top)
+    elif args.command == "replay":
+        print(replay(open_store(args.run)))
     elif args.command == "export":
         write_table(args.runs, args.out)
         print(f"{args.out}: a line for each candidate\n\n{summary(read_table(args.out))}")
@@ -64,6 +68,8 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("best", help="the best candidates, and the funnel")
     command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")
     command.add_argument("--top", type=int, default=10, metavar="N", help="how many (10)")
+    command = commands.add_parser("replay", help="draw again from the seed, and compare")
+    command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")
     command = commands.add_parser("export", help="all candidates of searches as JSON lines")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="OUTPUT_DIR of a search")
     command.add_argument("out", type=Path, metavar="OUT", help="a new file, such as table.jsonl.gz")
