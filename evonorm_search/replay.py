@@ -29,7 +29,7 @@ def replay(store: Store) -> str:
     again = _Replay(store)
     for candidate, _ in sorted(again.rows, key=lambda row: row[0].key):
         if not again.taken <= candidate.drawn_after <= len(again.rows):
-            what = f"was drawn when {candidate.drawn_after} had ended, which does not fit the others"
+            what = f"was drawn when {candidate.drawn_after} had ended, unlike the others"
             raise again.error(candidate, what)
         again.take(candidate.drawn_after)
         again.compare(candidate)

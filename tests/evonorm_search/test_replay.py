@@ -81,7 +81,7 @@ def test_the_same_population(search):
         ("graph = (SELECT graph FROM candidates WHERE key = {other})", "is .*, but its draw is "),
         ("formula = 'tanh(x)'", "has the formula tanh.x., but another graph"),
         ("parent = -1", "has the parent -1, but its draw another"),
-        ("drawn_after = 0", "was drawn when 0 had ended, which does not fit the others"),
+        ("drawn_after = 0", "was drawn when 0 had ended, unlike the others"),
         ("finished = -finished - 9", "ended before it was drawn"),
     ],
 )
