@@ -8,6 +8,7 @@ from .evonorm2d import EvoNorm2D
 from .formula import Formula
 from .formulas import FORMULAS
 from .layers import EvoNorm
+from .recomputation import recompute, recompute_outputs
 from .registry import (
     build_norm_act,
     check_linear,
@@ -35,6 +36,8 @@ __all__ = [
     "formula_of",
     "is_norm_act",
     "list_norm_acts",
+    "recompute",
+    "recompute_outputs",
     "register_norm_act",
     "slug",
     "update_running_statistics",

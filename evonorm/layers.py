@@ -12,6 +12,7 @@ from .base import NormAct, affine, keep_inputs_only, track, transformed
 from .expression import Node
 from .formula import read_formula
 from .formulas import FORMULAS
+from .recomputation import offer
 from .statistics import batch_moments, synchronized, widen
 
 # The formulas that torch.ops.evonorm computes, with their names there.
@@ -166,7 +167,10 @@ class EvoNorm(NormAct):
         )
         if own and x.numel():
             track(self.running_var, batch[1], self.momentum)
-        return y
+        return offer(y, self._output, x, self.v, var, weight, bias)
+
+    def _output(self, *tensors: Any) -> Tensor:
+        return torch.ops.evonorm.forward(*tensors, self.num_groups, self.eps, self.kind)[0]
 
     @torch.jit.unused
     def _keep_inputs_only(
@@ -181,7 +185,8 @@ class EvoNorm(NormAct):
             v, v0, weight, bias, *statistics = rest
             return self.evaluate(x, v, v0, statistics, weight, bias)
 
-        return keep_inputs_only(evaluate, x, self.v, self.v0, weight, bias, *statistics)
+        inputs = (x, self.v, self.v0, weight, bias, *statistics)
+        return offer(keep_inputs_only(evaluate, *inputs), evaluate, *inputs)
 
     @torch.jit.unused
     def _batch_statistics(self, x: Tensor) -> list[Tensor]:

@@ -70,7 +70,9 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     MODEL.EVONORM: the options of norm-acts, which :func:`evonorm.build_norm_act` describes. EPS
         None means each layer's own. LINEAR is the norm where no activation follows: "", affine, BN,
         GN, LN or a formula. With ZERO_INIT_LAST the weight of the last norm of each residual branch
-        starts at 0.
+        starts at 0. RECOMPUTE computes outputs of EvoNorms again in the backward pass, for less
+        memory. Models that are built with :mod:`evonorm_d2.env`, as by train_net.py, read it;
+        call :func:`evonorm.recompute` on others.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
@@ -78,8 +80,8 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.RPN.NORM = ""
     cfg.MODEL.FPN.PAD_TO = 0
     groups = {"NUM_GROUPS": 32, "GROUP_SIZE": 0}
-    options = {"EPS": None, "MOMENTUM": 0.1, "SYNC": False, "LINEAR": ""}
-    cfg.MODEL.EVONORM = CfgNode({**groups, **options, "ZERO_INIT_LAST": False})
+    options = {"EPS": None, "MOMENTUM": 0.1, "SYNC": False, "LINEAR": "", "ZERO_INIT_LAST": False}
+    cfg.MODEL.EVONORM = CfgNode({**groups, **options, "RECOMPUTE": False})
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg
 

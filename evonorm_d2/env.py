@@ -18,6 +18,8 @@ def setup_environment() -> None:
     from detectron2.modeling import META_ARCH_REGISTRY
     from detectron2.solver import build as stock_build
 
+    from evonorm import recompute
+
     from . import solver
     from .config import add_evonorm_config, resolve
     from .data import register_digits
@@ -35,7 +37,10 @@ def setup_environment() -> None:
         def build(cfg: Any) -> Any:
             asked_for = cfg.MODEL.META_ARCHITECTURE
             resolve(cfg)
-            return stock_get(cfg.MODEL.META_ARCHITECTURE if name == asked_for else name)(cfg)
+            own = cfg.MODEL.META_ARCHITECTURE if name == asked_for else name
+            model = stock_get(own)(cfg)
+            again = "EVONORM" in cfg.MODEL and cfg.MODEL.EVONORM.RECOMPUTE
+            return recompute(model) if again else model
 
         return build
 

@@ -54,6 +54,7 @@ MAIN_FIGURES = ("AP", "mIoU", "PQ")  # of those evaluators: ends of keys
 # not comparable, or has its value in the checkpoint, like the learning rate.
 MAY_DIFFER = {
     "MODEL.DEVICE",
+    "MODEL.EVONORM.RECOMPUTE",
     "SOLVER.MAX_ITER",
     "SOLVER.STEPS",
     "SOLVER.CHECKPOINT_PERIOD",

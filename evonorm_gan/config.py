@@ -54,6 +54,7 @@ def get_cfg() -> CfgNode:
     c.MODEL.EPS = None  # by default 1e-4 for BN, each layer's own for the others
     c.MODEL.MOMENTUM = 0.1
     c.MODEL.SYNC = False  # batch statistics over all processes
+    c.MODEL.RECOMPUTE = False  # outputs of EvoNorms again in the backward pass, for less memory
 
     c.DATA = CfgNode()
     # "digits"; the name of a torchvision data set; or "" for the folder, .h5 or .zip at ROOT.

@@ -1,18 +1,22 @@
-"""Seconds per training iteration with BN, GN, EvoNorm-B0 and EvoNorm-S0.
+"""Seconds per training iteration with BN, GN, EvoNorm-B0, EvoNorm-S0 and with no norm-act.
 
     python tools/benchmark_training.py --model mask-rcnn-digits --json result.json
     python tools/benchmark_training.py --model biggan-64 MODEL.G_CH 64 MODEL.D_CH 64
     python tools/benchmark_training.py --model mask-rcnn-r50-256 --memory
 
-Each model is trained on one random batch, by the same steps as in a real training. The four norms
+Each model is trained on one random batch, by the same steps as in a real training. The norms
 take turns, an iteration each per repetition, so that other work of the machine slows all of them
 alike. Times are medians with quartiles. The ratios are medians of the ratios within a repetition.
 
-With --memory it measures the bytes that an iteration keeps for the backward pass, not seconds.
+"EvoNormS0 recomputed" computes the layers' outputs again in the backward pass. "free" has nothing
+in the place of EvoNorm-S0: no layer can be faster.
+
+With --memory it measures, not seconds, the most bytes that an iteration allocates at a time beside
+the weights and the optimizer's state, and those that it keeps for the backward pass.
 
 mask-rcnn-digits: configs/detection/digits.
 mask-rcnn-r50-256: configs/detection/stock (R-50-FPN, 1x) with 2 images of 256x256. In both models
-there are as many objects as the heads sample, so that all four norms have the same work.
+there are as many objects as the heads sample, so that all norms have the same work.
 biggan-32, biggan-64: configs/gan/digits.yaml, 16 images. An iteration is a step of the
 discriminator and a step of the generator.
 """
@@ -34,8 +38,9 @@ from evonorm_repro.benchmark.training import (
     NORMS,
     detector,
     gan,
-    kept_bytes,
     measure,
+    memory,
+    memory_table,
     report,
     table,
 )
@@ -72,9 +77,8 @@ def main() -> int:
             steps[norm] = build(args.model, norm, args.device, args.overrides)
         record = {**machine(args.device), "model": args.model, "overrides": args.overrides}
         if args.memory:
-            kept = [{"norm": norm, "kept_bytes": kept_bytes(step)} for norm, step in steps.items()]
-            record["results"] = kept
-            print("\n".join(f"{r['norm']:<10}{r['kept_bytes'] / 2**20:10.1f} MiB" for r in kept))
+            record["results"] = memory(steps, args.device)
+            print(memory_table(record["results"]))
         else:
             times, peaks = measure(steps, args.repeats, args.device)
             record |= {"repeats": args.repeats, **report(times, peaks)}

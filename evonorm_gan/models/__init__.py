@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode
 
+from evonorm import recompute
+
 from ..config import norm_options
 from .discriminator import Discriminator
 from .generator import Generator
@@ -27,7 +29,8 @@ def build_generator(cfg: CfgNode) -> Generator:
         UserError: as :class:`Generator`.
     """
     m = cfg.MODEL
-    return Generator(m.RESOLUTION, m.G_CH, m.NUM_CLASSES, m.NORM, norm_options(cfg), m.DIM_Z)
+    generator = Generator(m.RESOLUTION, m.G_CH, m.NUM_CLASSES, m.NORM, norm_options(cfg), m.DIM_Z)
+    return recompute(generator) if m.RECOMPUTE else generator
 
 
 def build_discriminator(cfg: CfgNode) -> Discriminator:

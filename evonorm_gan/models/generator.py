@@ -8,10 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evonorm.recomputation import offer
 from evonorm_runs.errors import UserError
 
 from .architecture import attention_stage, stage_channels
 from .layers import ConditionalNormAct, SelfAttention, conv, linear, look_up, norm_act, orthogonal
+
+
+def upsample(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, 2H, 2W), nearest."""
+    return F.interpolate(x, scale_factor=2.0)
 
 
 class GeneratorBlock(nn.Module):
@@ -48,10 +54,10 @@ class GeneratorBlock(nn.Module):
         for i, (norm, convolution) in enumerate(zip(self.norms, self.convs)):
             h = norm(h, c)
             if self.up and i == 1:
-                h = F.interpolate(h, scale_factor=2.0)
+                h = offer(upsample(h), upsample, h)
             h = convolution(h)
         skip = x[:, : self.out_channels]
-        return h + (F.interpolate(skip, scale_factor=2.0) if self.up else skip)
+        return h + (upsample(skip) if self.up else skip)
 
 
 class Generator(nn.Module):

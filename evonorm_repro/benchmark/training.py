@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
 import random
 import sys
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any, Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from evonorm import NormAct, recompute
 from evonorm_runs.checkout import ROOT
 
 from .layers import WARM_UP, align, quartiles, summary
 
 CONFIGS = ROOT / "configs"
-NORMS = ("BN", "GN", "EvoNormB0", "EvoNormS0")
-RATIOS = {"EvoNormB0": "BN", "EvoNormS0": "GN"}
+FREE = "free"  # EvoNorm-S0's model with nothing in the place of its norm-acts
+RECOMPUTED = "EvoNormS0 recomputed"  # with MODEL.EVONORM.RECOMPUTE
+NORMS = ("BN", "GN", "EvoNormB0", "EvoNormS0", RECOMPUTED, FREE)
+# Of what to what; a second one for EvoNorm-S0 is its distance from a layer that costs nothing.
+RATIOS = (
+    ("EvoNormB0", "BN"),
+    ("EvoNormS0", "GN"),
+    (RECOMPUTED, "GN"),
+    (RECOMPUTED, "EvoNormS0"),
+    ("BN", FREE),
+    ("GN", FREE),
+    ("EvoNormB0", FREE),
+    ("EvoNormS0", FREE),
+)
 # Each model's config file and what is changed in it.
 DETECTORS = {
     "mask-rcnn-digits": ("detection/digits/mask_rcnn_digits_{}.yaml", {}),
@@ -50,8 +67,9 @@ def detector(model: str, norm: str, device: str, overrides: list[str]) -> Step:
         "SOLVER.BASE_LR": 1e-6,
         "MODEL.DEVICE": device,
     } | changes
-    cfg = load_config(str(CONFIGS / file.format(norm)), [*flat(changes), *overrides])
-    network = build_model(cfg)
+    name = "EvoNormS0" if norm in (FREE, RECOMPUTED) else norm
+    cfg = load_config(str(CONFIGS / file.format(name)), [*flat(changes), *overrides])
+    network = variant(build_model(cfg), norm)
     trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
         network, itertools.repeat(random_scenes(cfg)), build_optimizer(cfg, network)
     )
@@ -92,10 +110,12 @@ def gan(model: str, norm: str, device: str, overrides: list[str]) -> Step:
     from evonorm_gan.config import load_config
 
     file, changes = GANS[model]
-    changes = {**changes, "MODEL.NORM": {"BN": "BN-ReLU", "GN": "GN-ReLU"}.get(norm, norm)}
+    names = {"BN": "BN-ReLU", "GN": "GN-ReLU", FREE: "EvoNormS0", RECOMPUTED: "EvoNormS0"}
+    changes = {**changes, "MODEL.NORM": names.get(norm, norm)}
     cfg = load_config(str(CONFIGS / file), [*flat(changes), "DEVICE", device, *overrides])
     torch.backends.cudnn.benchmark = True  # as in training
     run = trainer.GanRun(cfg, torch.device(device), [""] * cfg.MODEL.NUM_CLASSES, images=0)
+    run.ema.module = copy.deepcopy(variant(run.G.network, norm)).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     shape = (cfg.SOLVER.BATCH_SIZE, 3, cfg.MODEL.RESOLUTION, cfg.MODEL.RESOLUTION)
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
@@ -110,6 +130,41 @@ def gan(model: str, norm: str, device: str, overrides: list[str]) -> Step:
         trainer.update_average(run, number)
 
     return step
+
+
+def variant(network: nn.Module, norm: str) -> nn.Module:
+    """The network of EvoNorm-S0 made that of FREE or RECOMPUTED, in place."""
+    if norm == RECOMPUTED:
+        recompute(network)
+    if norm == FREE:
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, NormAct) and child.activation:
+                    setattr(module, name, Nothing())
+                elif isinstance(child, nn.Conv2d):
+                    child.weight.data /= 2  # without norms, values would grow from layer to layer
+    return network
+
+
+class Nothing(nn.Module):
+    """The input itself. What else a norm-act would get has the gradient zero."""
+
+    def forward(
+        self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        return x if weight is None else _Unused.apply(x, weight, bias)
+
+
+class _Unused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, bias)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, bias = ctx.saved_tensors
+        return dy, torch.zeros_like(weight), torch.zeros_like(bias)
 
 
 def flat(changes: dict[str, Any]) -> list[str]:
@@ -170,13 +225,54 @@ def kept_bytes(step: Step) -> int:
     return most
 
 
+def peak_bytes(step: Step, device: str) -> int:
+    """The most that an iteration allocates at a time, beside what is there when it begins."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        for _ in range(2):  # the second frees gradients of the first
+            step()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    sizes = [e["args"] for e in events if e.get("name") == "[memory]"]
+    before = sizes[0]["Total Allocated"] - sizes[0]["Bytes"]
+    return max(size["Total Allocated"] for size in sizes) - before
+
+
+def memory(steps: dict[str, Step], device: str) -> list[dict[str, Any]]:
+    """Of each norm, what :func:`peak_bytes` and :func:`kept_bytes` give.
+
+    What is kept where outputs are computed again is not counted.
+    """
+    results = []
+    for norm, step in steps.items():
+        step()  # makes what the optimizer keeps
+        kept = {} if norm == RECOMPUTED else {"kept_bytes": kept_bytes(step)}
+        results.append({"norm": norm, "peak_bytes": peak_bytes(step, device), **kept})
+    return results
+
+
+def memory_table(results: list[dict[str, Any]]) -> str:
+    rows = [["", "peak, MiB", "kept, MiB"]]
+    for r in results:
+        both = (r["peak_bytes"], r.get("kept_bytes"))
+        rows.append([r["norm"], *("" if x is None else f"{x / 2**20:.1f}" for x in both)])
+    return "\n".join(align(rows))
+
+
 def report(times: dict[str, list[float]], peaks: dict[str, int]) -> dict[str, Any]:
     results = []
     for name, taken in times.items():
         peak = {"peak_bytes": peaks[name]} if peaks else {}
         results.append({"norm": name, **summary(taken, "s"), **peak})
     ratios = {}
-    for ours, theirs in RATIOS.items():
+    for ours, theirs in RATIOS:
         each = [a / b for a, b in zip(times[ours], times[theirs])]
         low, median, high = quartiles(each)
         ratios[f"{ours} / {theirs}"] = {"median": median, "quartiles": [low, high]}
@@ -185,15 +281,15 @@ def report(times: dict[str, list[float]], peaks: dict[str, int]) -> dict[str, An
 
 def table(record: dict[str, Any]) -> str:
     on_gpu = "peak_bytes" in record["results"][0]
-    head = [record["model"], "s/iteration", "quartiles", "ratio", "quartiles"]
+    head = [record["model"], "s/iteration", "quartiles"]
     rows = [[*head, "peak, MB"] if on_gpu else head]
     for r in record["results"]:
-        ratio = record["ratios"].get(f"{r['norm']} / {RATIOS.get(r['norm'])}")
         row = [r["norm"], f"{r['median_s']:.3f}", spread(r["quartiles_s"])]
-        row += [f"{ratio['median']:.3f}", spread(ratio["quartiles"])] if ratio else ["", ""]
         rows.append([*row, f"{r['peak_bytes'] / 1e6:.0f}"] if on_gpu else row)
-    about = "ratio: " + ", ".join(f"{ours} to {theirs}" for ours, theirs in RATIOS.items())
-    return "\n".join([*align(rows), about])
+    ratios = [["ratio", "median", "quartiles"]]
+    for names, ratio in record["ratios"].items():
+        ratios.append([names, f"{ratio['median']:.3f}", spread(ratio["quartiles"])])
+    return "\n".join([*align(rows), "", *align(ratios)])
 
 
 def spread(quartiles: list[float]) -> str:

@@ -44,6 +44,19 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
 
 
+def test_outputs_computed_again_change_nothing(config, tmp_path):
+    found = []
+    for again in (False, True):
+        folder = tmp_path / str(again)
+        changes = ("MODEL.EVONORM.RECOMPUTE", again, "SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 0)
+        cfg = config(*changes, "SEED", 1, "OUTPUT_DIR", folder)
+        default_setup(cfg, None)
+        training.train(cfg)
+        weights = torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        found.append(weights)
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 class TestResume:
     @pytest.mark.slow
     @pytest.mark.parametrize(

@@ -243,6 +243,14 @@ class TestSteps:
         for p, q, g in zip(player.network.parameters(), before.parameters(), gradients):
             torch.testing.assert_close(p, q - 1e-3 * g / (g.abs() + 1e-6), atol=2e-5, rtol=1e-4)
 
+    def test_outputs_computed_again_change_nothing(self, tiny_cfg, tmp_path, equal):
+        found = []
+        for again in (False, True):
+            cfg = tiny_cfg("MODEL.RECOMPUTE", again, "OUTPUT_DIR", tmp_path / str(again))
+            train(cfg)
+            found.append(lines(tmp_path / str(again)))
+        assert found[0] == found[1]
+
     def test_parts_add_up_to_the_whole_batch(self, tiny_cfg, tiny_set):
         def gradient(parts):
             cfg = tiny_cfg("SOLVER.ACCUMULATE", parts)

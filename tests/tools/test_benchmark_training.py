@@ -35,13 +35,13 @@ def test_all_norms_take_turns(call, small, tmp_path, model):
     assert record["command"].startswith(f"python tools/benchmark_training.py --model {model}")
     for key in ("device", "processor", "cores", "threads", "backends", "versions"):
         assert record[key]
-    assert [r["norm"] for r in record["results"]] == ["BN", "GN", "EvoNormB0", "EvoNormS0"]
+    assert [r["norm"] for r in record["results"]] == list(tool.NORMS)
     for r in record["results"]:
         low, high = r["quartiles_s"]
         assert 0 < r["best_s"] <= r["median_s"] < math.inf
         assert 0 < low <= r["median_s"] <= high
         assert f"{r['median_s']:.3f}" in out
-    assert set(record["ratios"]) == {"EvoNormB0 / BN", "EvoNormS0 / GN"}
+    assert {"EvoNormB0 / BN", "EvoNormS0 / GN", "EvoNormS0 / free"} < set(record["ratios"])
     for ratio in record["ratios"].values():
         low, high = ratio["quartiles"]
         assert 0 < low <= ratio["median"] <= high < math.inf
@@ -68,10 +68,25 @@ def test_memory_of_all_norms(call, small, tmp_path, model):
     status, out, err = call(*arguments, *small[model])
     assert status == 0, err
     results = json.loads(file.read_text())["results"]
-    assert [r["norm"] for r in results] == ["BN", "GN", "EvoNormB0", "EvoNormS0"]
-    assert all(f"{r['kept_bytes'] / 2**20:.1f} MiB" in out for r in results)
-    least = min(r["kept_bytes"] for r in results)
-    assert all(0 < r["kept_bytes"] < 1.3 * least for r in results)
+    results = {r["norm"]: r for r in results}
+    assert list(results) == list(tool.NORMS)
+    kept = {norm: r["kept_bytes"] for norm, r in results.items() if norm != tool.RECOMPUTED}
+    assert all(f"{size / 2**20:.1f}" in out for size in kept.values())
+    assert 0 < kept.pop(tool.FREE) < min(kept.values())
+    assert max(kept.values()) < 1.3 * min(kept.values())
+    peaks = {norm: r["peak_bytes"] for norm, r in results.items()}
+    assert peaks[tool.RECOMPUTED] < peaks["EvoNormS0"]
+    assert all(peaks[norm] > size for norm, size in kept.items())
+
+
+def test_the_peak_is_that_of_what_is_allocated():
+    def step():
+        x = torch.ones(1000)  # 4000 bytes
+        y = x + x
+        del x
+        return y + 1
+
+    assert 8000 <= tool.peak_bytes(step, "cpu") < 8100
 
 
 def test_the_mask_head_has_its_full_batch(small):
