@@ -10,6 +10,7 @@ resolve(cfg)
 import detectron2  # noqa: F401  isort: skip
 
 from .config import add_evonorm_config, resolve
+from .declare import takes_norm_act
 from .lazy import resolve_lazy
 
-__all__ = ["add_evonorm_config", "resolve", "resolve_lazy"]
+__all__ = ["add_evonorm_config", "resolve", "resolve_lazy", "takes_norm_act"]

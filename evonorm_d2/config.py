@@ -13,28 +13,23 @@ from evonorm import check_linear, is_norm_act
 from evonorm_runs.errors import user_errors
 
 # Importing them registers the components.
-from . import heads, paper  # noqa: F401
+from . import heads, paper, timm_backbone  # noqa: F401
+from .declare import names_instead_of, names_that_read
 from .norm import check_norm
+from .timm_backbone import BUILDERS, set_pixels
 
-_BACKBONES = {
-    "build_resnet_backbone": "build_norm_act_resnet_backbone",
-    "build_resnet_fpn_backbone": "build_norm_act_resnet_fpn_backbone",
-    "build_retinanet_resnet_fpn_backbone": "build_norm_act_retinanet_resnet_fpn_backbone",
-}
-# For each key: the key that names its component, and our component for each stock one.
+# For each key: the key that names its component. Components declare what they read.
 COMPONENTS = {
-    "RESNETS.NORM": ("BACKBONE.NAME", _BACKBONES),
-    "FPN.NORM": ("BACKBONE.NAME", _BACKBONES),
-    "FPN.PAD_TO": ("BACKBONE.NAME", _BACKBONES),
-    "EVONORM.ZERO_INIT_LAST": ("BACKBONE.NAME", _BACKBONES),
-    "RPN.NORM": ("RPN.HEAD_NAME", {"StandardRPNHead": "NormActRPNHead"}),
-    "ROI_BOX_HEAD.NORM": ("ROI_BOX_HEAD.NAME", {"FastRCNNConvFCHead": "NormActConvFCHead"}),
-    "ROI_MASK_HEAD.NORM": (
-        "ROI_MASK_HEAD.NAME",
-        {"MaskRCNNConvUpsampleHead": "NormActConvUpsampleHead"},
-    ),
-    "SEM_SEG_HEAD.NORM": ("SEM_SEG_HEAD.NAME", {"SemSegFPNHead": "NormActSemSegFPNHead"}),
-    "RETINANET.NORM": ("META_ARCHITECTURE", {"RetinaNet": "NormActRetinaNet"}),
+    "RESNETS.NORM": "BACKBONE.NAME",
+    "FPN.NORM": "BACKBONE.NAME",
+    "FPN.PAD_TO": "BACKBONE.NAME",
+    "EVONORM.ZERO_INIT_LAST": "BACKBONE.NAME",
+    "RPN.NORM": "RPN.HEAD_NAME",
+    "ROI_BOX_HEAD.NORM": "ROI_BOX_HEAD.NAME",
+    "ROI_MASK_HEAD.NORM": "ROI_MASK_HEAD.NAME",
+    "SEM_SEG_HEAD.NORM": "SEM_SEG_HEAD.NAME",
+    "RETINANET.NORM": "META_ARCHITECTURE",
+    "TIMM.NORM": "BACKBONE.NAME",
 }
 # For a key that only some of Detectron2's architectures read: their names.
 _READ_BY = {
@@ -50,16 +45,14 @@ _UNREAD = {
     "RPN.NORM": ("PROPOSAL_GENERATOR.NAME", ("PrecomputedProposals",)),
     "ROI_BOX_HEAD.NORM": ("ROI_HEADS.NAME", ("Res5ROIHeads",)),
     "ROI_MASK_HEAD.NORM": ("MASK_ON", (False,)),
-    "FPN.NORM": ("BACKBONE.NAME", ("build_resnet_backbone", "build_norm_act_resnet_backbone")),
+    "FPN.NORM": (
+        "BACKBONE.NAME",
+        ("build_resnet_backbone", "build_norm_act_resnet_backbone", "build_timm_backbone"),
+    ),
+    "RESNETS.NORM": ("BACKBONE.NAME", BUILDERS),
 }
 # Keys that Detectron2's own components would ignore, whatever the norm is.
 _ONLY_OURS = ("RPN.NORM", "FPN.PAD_TO", "EVONORM.ZERO_INIT_LAST")
-_PAPER = {
-    "BACKBONE.NAME": "build_paper_resnet_fpn_backbone",
-    "RPN.HEAD_NAME": "PaperRPNHead",
-    "ROI_BOX_HEAD.NAME": "PaperConvFCHead",
-    "ROI_MASK_HEAD.NAME": "PaperConvUpsampleHead",
-}
 
 
 def add_evonorm_config(cfg: CfgNode) -> CfgNode:
@@ -73,6 +66,9 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
         starts at 0. RECOMPUTE computes outputs of EvoNorms again in the backward pass, for less
         memory. Models that are built with :mod:`evonorm_d2.env`, as by train_net.py, read it;
         call :func:`evonorm.recompute` on others.
+    MODEL.TIMM: the backbone `build_timm_fpn_backbone`: NAME of the model; PRETRAINED, whether timm
+        loads its weights, if MODEL.WEIGHTS is ""; FILE, weights to load instead; OUT_INDICES of its
+        features, [] for all of stride 4 and more; NORM, "" for the model's own.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
@@ -82,6 +78,8 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     groups = {"NUM_GROUPS": 32, "GROUP_SIZE": 0}
     options = {"EPS": None, "MOMENTUM": 0.1, "SYNC": False, "LINEAR": "", "ZERO_INIT_LAST": False}
     cfg.MODEL.EVONORM = CfgNode({**groups, **options, "RECOMPUTE": False})
+    cfg.MODEL.TIMM = CfgNode({"NAME": "", "PRETRAINED": True, "FILE": "", "OUT_INDICES": []})
+    cfg.MODEL.TIMM.NORM = ""
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg
 
@@ -92,6 +90,9 @@ def resolve(cfg: CfgNode) -> CfgNode:
     The config may be frozen. If this raises an error, or is called a second time, it changes
     nothing. A norm-act at a key that nothing reads, such as MODEL.ROI_BOX_HEAD.NORM of a RetinaNet,
     has no effect; the log says so.
+
+    For a backbone of timm's it sets MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT to those
+    that the model was trained with, and says so in the log.
 
     Returns:
         cfg itself.
@@ -109,17 +110,20 @@ def resolve(cfg: CfgNode) -> CfgNode:
         with user_errors(ValueError, prefix="MODEL.EVONORM.LINEAR: "):
             check_linear(cfg.MODEL.EVONORM.LINEAR)
     for key in _ONLY_OURS if "EVONORM" in cfg.MODEL else ():
-        name_key, ours = COMPONENTS[key]
+        name_key, ours = COMPONENTS[key], names_instead_of(key)
         name = _get(cfg, name_key)
         if _get(cfg, key) and name in ours and not _unread(cfg, key):
             changes[name_key] = ours[name]
     if is_norm_act(cfg.MODEL.RESNETS.NORM):
         _check_res5(cfg)
-        _warn_if_random_is_frozen(cfg)
+        if not _unread(cfg, "RESNETS.NORM"):
+            _warn_if_random_is_frozen(cfg)
     _warn_of_unread(cfg)
+    pixels = set_pixels(cfg)
     frozen = cfg.is_frozen()
     cfg.defrost()
     cfg.merge_from_list([x for key, name in changes.items() for x in (f"MODEL.{key}", name)])
+    cfg.merge_from_list(pixels)
     if frozen:
         cfg.freeze()
     return cfg
@@ -143,16 +147,22 @@ def _unread(cfg: CfgNode, key: str) -> str:
 
 
 def _swap(cfg: CfgNode, key: str, norm: str) -> dict[str, str]:
+    readers = names_that_read(key)
     if key not in COMPONENTS:
-        raise ValueError(f"MODEL.{key} is {norm}, but no component of evonorm_d2 reads that key")
-    name_key, ours = COMPONENTS[key]
+        if not readers:
+            raise ValueError(
+                f"MODEL.{key} is {norm}, but no component is declared to read that key"
+            )
+        return {}  # a key of its own component
+    name_key, ours = COMPONENTS[key], names_instead_of(key)
     name = _get(cfg, name_key)
     if name in ours:
         return {name_key: ours[name]}
-    if name not in ours.values() and name != _PAPER.get(name_key):
+    if name not in readers:
         raise ValueError(
             f"MODEL.{key} is {norm}, but {name!r} (MODEL.{name_key}) has no place for it, or would "
-            f"put a ReLU after it; supported are {', '.join(ours)}"
+            f"put a ReLU after it; supported are {', '.join(ours)}; evonorm_d2.takes_norm_act "
+            "declares one of your own"
         )
     return {}
 

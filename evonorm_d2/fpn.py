@@ -8,13 +8,22 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.modeling.backbone.fpn import (
+    LastLevelMaxPool,
+    LastLevelP6P7,
+    build_resnet_fpn_backbone,
+    build_retinanet_resnet_fpn_backbone,
+)
 from torch import nn
 
+from .declare import takes_norm_act
 from .norm import Norm, as_norm, norm_from_config
 from .resnet import build_norm_act_resnet_backbone
 
+_KEYS = ("RESNETS.NORM", "FPN.NORM", "FPN.PAD_TO", "EVONORM.ZERO_INIT_LAST")
 
+
+@takes_norm_act(instead_of=FPN)
 class NormActFPN(FPN):
     """`FPN` with any norm-act, in its form without activation, after lateral and output convs.
 
@@ -41,21 +50,24 @@ class NormActFPN(FPN):
         self._size_divisibility = pad_to or self._size_divisibility
 
 
+@takes_norm_act(*_KEYS, instead_of=build_resnet_fpn_backbone)
 @BACKBONE_REGISTRY.register()
 def build_norm_act_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """`build_resnet_fpn_backbone` for any norm-act in `MODEL.RESNETS.NORM`, `MODEL.FPN.NORM`."""
-    return _build(cfg, build_norm_act_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+    return build_fpn(cfg, build_norm_act_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
+@takes_norm_act(*_KEYS, instead_of=build_retinanet_resnet_fpn_backbone)
 @BACKBONE_REGISTRY.register()
 def build_norm_act_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """`build_retinanet_resnet_fpn_backbone` for any norm-act in the same two keys."""
     bottom_up = build_norm_act_resnet_backbone(cfg, input_shape)
     channels = bottom_up.output_shape()["res5"].channels
-    return _build(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+    return build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _build(cfg: CfgNode, bottom_up: nn.Module, top_block: nn.Module) -> FPN:
+def build_fpn(cfg: CfgNode, bottom_up: nn.Module, top_block: nn.Module) -> FPN:
+    """The FPN of `MODEL.FPN` on a backbone."""
     node = cfg.MODEL.FPN
     return NormActFPN(
         bottom_up,

@@ -21,6 +21,7 @@ from torch import nn
 
 from evonorm import is_norm_act
 
+from .declare import takes_norm_act
 from .norm import Norm, as_norm, drop_relu, level_norm, norm_from_config
 
 
@@ -48,16 +49,19 @@ class _NormActConvs:
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
+@takes_norm_act("ROI_BOX_HEAD.NORM", instead_of=FastRCNNConvFCHead)
 class NormActConvFCHead(_NormActConvs, FastRCNNConvFCHead):
     """`FastRCNNConvFCHead` with any norm-act after its convs."""
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
+@takes_norm_act("ROI_MASK_HEAD.NORM", instead_of=MaskRCNNConvUpsampleHead)
 class NormActConvUpsampleHead(_NormActConvs, MaskRCNNConvUpsampleHead):
     """`MaskRCNNConvUpsampleHead` with any norm-act after its convs."""
 
 
 @RPN_HEAD_REGISTRY.register()
+@takes_norm_act("RPN.NORM", instead_of=StandardRPNHead)
 class NormActRPNHead(StandardRPNHead):
     """`StandardRPNHead` with a norm, `MODEL.RPN.NORM`, after each hidden conv, which has a bias.
 
@@ -85,6 +89,7 @@ class NormActRPNHead(StandardRPNHead):
         return {**args, "norm": norm, "num_levels": len(input_shape)}
 
 
+@takes_norm_act(instead_of=RetinaNetHead)
 class NormActRetinaNetHead(RetinaNetHead):
     """`RetinaNetHead` with any norm-act, which has statistics per level if it depends on the batch.
 
@@ -112,6 +117,7 @@ class NormActRetinaNetHead(RetinaNetHead):
 
 
 @META_ARCH_REGISTRY.register()
+@takes_norm_act("RETINANET.NORM", instead_of=RetinaNet)
 class NormActRetinaNet(RetinaNet):
     """`RetinaNet` whose head takes any norm-act in `MODEL.RETINANET.NORM`."""
 
@@ -130,6 +136,7 @@ class NormActRetinaNet(RetinaNet):
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
+@takes_norm_act("SEM_SEG_HEAD.NORM", instead_of=SemSegFPNHead)
 class NormActSemSegFPNHead(SemSegFPNHead):
     """`SemSegFPNHead` with any norm-act.
 

@@ -5,50 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import LazyCall
-from detectron2.modeling.backbone import FPN, BasicStem, ResNet
-from detectron2.modeling.backbone.resnet import (
-    BasicBlock,
-    BottleneckBlock,
-    DeformBottleneckBlock,
-)
-from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from detectron2.modeling.backbone import ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 from detectron2.modeling.proposal_generator import StandardRPNHead
-from detectron2.modeling.roi_heads import FastRCNNConvFCHead, MaskRCNNConvUpsampleHead
 from detectron2.utils.registry import _convert_target_to_string, locate
 from omegaconf import DictConfig, ListConfig
 
 from evonorm import check_linear, is_norm_act
 
-from .fpn import NormActFPN
-from .heads import (
-    NormActConvFCHead,
-    NormActConvUpsampleHead,
-    NormActRetinaNetHead,
-    NormActRPNHead,
-    NormActSemSegFPNHead,
-)
+# Importing them declares the components.
+from . import fpn  # noqa: F401
+from .declare import is_declared, swaps
+from .heads import NormActRPNHead
 from .norm import Norm, check_norm
-from .resnet import (
-    NormActBasicBlock,
-    NormActBottleneckBlock,
-    NormActDeformBottleneckBlock,
-    NormActStem,
-)
 
 _NORM_ARGUMENTS = ("norm", "conv_norm", "norm1", "norm2")
-_OURS = {
-    BasicStem: NormActStem,
-    BasicBlock: NormActBasicBlock,
-    BottleneckBlock: NormActBottleneckBlock,
-    DeformBottleneckBlock: NormActDeformBottleneckBlock,
-    FPN: NormActFPN,
-    StandardRPNHead: NormActRPNHead,
-    FastRCNNConvFCHead: NormActConvFCHead,
-    MaskRCNNConvUpsampleHead: NormActConvUpsampleHead,
-    RetinaNetHead: NormActRetinaNetHead,
-    SemSegFPNHead: NormActSemSegFPNHead,
-}
 
 
 def resolve_lazy(model: DictConfig, **options: Any) -> DictConfig:
@@ -74,7 +45,8 @@ def resolve_lazy(model: DictConfig, **options: Any) -> DictConfig:
         node[key] = value
     for node in _nodes(model):
         head = node.get("head")
-        if isinstance(head, DictConfig) and head.get("_target_") is NormActRPNHead:
+        target = _class_of(head.get("_target_")) if isinstance(head, DictConfig) else None
+        if isinstance(target, type) and issubclass(target, NormActRPNHead):
             head.num_levels = len(node.in_features)
     return model
 
@@ -93,7 +65,8 @@ def _changes(node: DictConfig, options: dict[str, Any]) -> list[tuple[DictConfig
     target = _class_of(node.get("_target_"))
     norms = {key: node.get(key) for key in _NORM_ARGUMENTS}
     stages = target in (ResNet.make_default_stages, ResNet.make_stage)
-    if stages or target in _OURS:
+    ours = swaps()
+    if stages or target in ours or is_declared(target):
         for key, norm in norms.items():
             check_norm(f"{key} of {target.__name__}", norm)
     named = {key: norm for key, norm in norms.items() if is_norm_act(norm)}
@@ -105,15 +78,16 @@ def _changes(node: DictConfig, options: dict[str, Any]) -> list[tuple[DictConfig
         what = "block_class"
         basic = target is ResNet.make_default_stages and node.depth < 50
         target = _class_of(node.get(what)) or (BasicBlock if basic else BottleneckBlock)
-    if target not in _OURS and target not in _OURS.values():
+    if target not in ours and not is_declared(target):
         key, norm = next(iter(named.items()))
-        supported = ", ".join(c.__name__ for c in _OURS)
+        supported = ", ".join(c.__name__ for c in ours if isinstance(c, type))
         raise ValueError(
             f"{key}={norm!r} of {_name_of(target)}: it has no place for a norm-act, or would put a "
-            f"ReLU after it; supported are {supported} and ResNet's stages"
+            f"ReLU after it; supported are {supported} and ResNet's stages; "
+            "evonorm_d2.takes_norm_act declares one of your own"
         )
     swapped = [(node, key, LazyCall(Norm)(name=norm, **options)) for key, norm in named.items()]
-    return [(node, what, _OURS.get(target, target)), *swapped]
+    return [(node, what, ours.get(target, target)), *swapped]
 
 
 def _class_of(target: Any) -> Any:

@@ -27,6 +27,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from .declare import takes_norm_act
 from .fpn import NormActFPN
 from .heads import NormActConvFCHead, NormActConvUpsampleHead, NormActRPNHead
 from .norm import LevelNorm, Norm, as_norm, drop_relu, norm_from_config, without_activation
@@ -87,6 +88,7 @@ class PaperFPN(NormActFPN):
         return features
 
 
+@takes_norm_act("RESNETS.NORM", "FPN.NORM")
 @BACKBONE_REGISTRY.register()
 def build_paper_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """ResNet with :class:`PaperFPN`, from the keys of `build_resnet_fpn_backbone`."""
@@ -101,6 +103,7 @@ def build_paper_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN
     )
 
 
+@takes_norm_act("RPN.NORM")
 @RPN_HEAD_REGISTRY.register()
 class PaperRPNHead(NormActRPNHead):
     """RPN head with a norm of its own, parameters included, for each level."""
@@ -121,6 +124,7 @@ def _add_norms(convs: list[nn.Module], norm: Any) -> None:
         drop_relu(conv, norm)
 
 
+@takes_norm_act("ROI_BOX_HEAD.NORM")
 @ROI_BOX_HEAD_REGISTRY.register()
 class PaperConvFCHead(NormActConvFCHead):
     """Box head with a norm after its convs and its fcs, all with biases."""
@@ -148,6 +152,7 @@ class _NormedVector(nn.Module):
         return self.relu(x)
 
 
+@takes_norm_act("ROI_MASK_HEAD.NORM")
 @ROI_MASK_HEAD_REGISTRY.register()
 class PaperConvUpsampleHead(NormActConvUpsampleHead):
     """Mask head with a norm after its convs and its deconv, all with biases."""

@@ -14,9 +14,11 @@ from detectron2.modeling.backbone.resnet import (
     BasicBlock,
     BottleneckBlock,
     DeformBottleneckBlock,
+    build_resnet_backbone,
 )
 from torch import Tensor, nn
 
+from .declare import takes_norm_act
 from .norm import Norm, as_norm, freeze_norm_acts, norm_from_config, without_activation
 
 BLOCKS_PER_STAGE = {
@@ -71,6 +73,7 @@ def _relu_after(norm: Any) -> nn.Module:
     return nn.Identity() if isinstance(norm, Norm) else nn.ReLU(inplace=True)
 
 
+@takes_norm_act(instead_of=BasicStem)
 class NormActStem(BasicStem):
     """`BasicStem` with any norm-act after its conv.
 
@@ -95,6 +98,7 @@ class NormActStem(BasicStem):
         return self
 
 
+@takes_norm_act(instead_of=BasicBlock)
 class NormActBasicBlock(_NormActBlock, BasicBlock):
     """`BasicBlock` with any norm-act after conv1, without activation after conv2 and shortcut."""
 
@@ -106,6 +110,7 @@ class NormActBasicBlock(_NormActBlock, BasicBlock):
         return F.relu_(out)
 
 
+@takes_norm_act(instead_of=BottleneckBlock)
 class NormActBottleneckBlock(_NormActBlock, BottleneckBlock):
     """`BottleneckBlock` with any norm-act after conv1 and conv2, without activation elsewhere."""
 
@@ -117,6 +122,7 @@ class NormActBottleneckBlock(_NormActBlock, BottleneckBlock):
         return F.relu_(out)
 
 
+@takes_norm_act(instead_of=DeformBottleneckBlock)
 class NormActDeformBottleneckBlock(_NormActBlock, DeformBottleneckBlock):
     """`DeformBottleneckBlock`, likewise. The deformable conv2 applies its norm itself."""
 
@@ -133,6 +139,7 @@ class NormActDeformBottleneckBlock(_NormActBlock, DeformBottleneckBlock):
         return F.relu_(out)
 
 
+@takes_norm_act("RESNETS.NORM", "EVONORM.ZERO_INIT_LAST", instead_of=build_resnet_backbone)
 @BACKBONE_REGISTRY.register()
 def build_norm_act_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """`build_resnet_backbone` for any norm-act in `MODEL.RESNETS.NORM`, with the same keys.
