@@ -25,10 +25,8 @@ from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor, nn
 
 from evonorm import build_norm_act
-from evonorm_classifier.trainer import share_statistics
 from evonorm_runs.errors import UserError, disk_errors, user_errors
 from evonorm_runs.folder import claimed, dump_line
 from evonorm_runs.log import say
@@ -38,6 +36,7 @@ from .anchors import build_anchor
 from .config import parts, source
 from .data import Source, load_part
 from .evaluation import Data, Proxy, Training, accuracy, curve
+from .slices import slice_batches
 
 FILE = "rerank.jsonl"
 KNOWN = ("BN-ReLU", "BN-Swish", "GN-ReLU", "GN-Swish", "EvoNormS0", "EvoNormB0")
@@ -239,34 +238,3 @@ def work(job: Job, proxy: Proxy, images: Source, device: str) -> dict[str, Any]:
 def _data(images: Source, part: str, device: str) -> Data:
     """Read once in each process; `val` is the part that gives the accuracy."""
     return Data(load_part(images, "train"), load_part(images, part)).to(device)
-
-
-def slice_batches(model: nn.Module, images: int) -> None:
-    """Let each layer with batch statistics take them over so many images, in place.
-
-    So a step on a batch equals one of several workers of so many images each, as in tables 2 and 3.
-    """
-    for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
-            if getattr(layer, "batch_dependent", False) and not isinstance(parent, Sliced):
-                setattr(parent, name, Sliced(layer, images))
-
-
-class Sliced(nn.Module):
-    """A layer that takes the slices of a batch one after the other in training.
-
-    The running statistics move towards the mean of the slices' statistics.
-    """
-
-    def __init__(self, layer: nn.Module, images: int) -> None:
-        super().__init__()
-        self.layer, self.images, self.momentum = layer, images, layer.momentum
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return self.layer(x)
-        slices, outputs = x.split(self.images), []
-        for i, images in enumerate(slices):
-            share_statistics([(self.layer, self.momentum)], i, len(slices))
-            outputs.append(self.layer(images))
-        return torch.cat(outputs)
