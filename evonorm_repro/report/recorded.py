@@ -87,6 +87,15 @@ def truncation_curves(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
     return found
 
 
+def known_accuracies(folder: Path) -> dict[str, float]:
+    """BN-ReLU's accuracies by network, fractions, that a survey of random layers measured."""
+    known = _load(folder / "survey.json").get("known")
+    if not isinstance(known, dict):
+        return {}
+    numbers = {name: value for name, value in known.items() if isinstance(value, float)}
+    return {name: value for name, value in numbers.items() if 0 <= value <= 1}
+
+
 def tables(folders: Iterable[Path]) -> tuple[list[Table], list[str]]:
     """The tables (table.json) in these folders, and notes on those that could not be read."""
     found, notes = [], []

@@ -28,6 +28,7 @@ class RunFolder:
         lines: of metrics.json, each with its "step" (Detectron2's iteration); may hold nan and inf.
         rows: of a search, the candidates and their results in the order of completion.
         counts: of a search, how many graphs ended at each stage of its sieve.
+        known: of a survey, BN-ReLU's accuracy in each network, a fraction.
         job: what a grid of runs wrote down: "settings" and, once it has ended well, "seconds".
         failed: why the run failed, None if it did not.
         notes: what could not be read.
@@ -40,6 +41,7 @@ class RunFolder:
     lines: list[dict[str, float]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
     job: dict[str, Any] = field(default_factory=dict)
     failed: str | None = None
     notes: list[str] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from statistics import fmean
 
 from evonorm_search.results import (
     Row,
@@ -77,6 +78,9 @@ def progress(runs: Sequence[RunFolder]) -> Chart | None:
             f"{mean[0]:.1f} after {x[0]} candidates, {mean[-1]:.1f} ± {deviation[-1]:.1f} after "
             f"{x[-1]}"
         )
+        if run.known:
+            height = 100 * fmean(run.known.values())
+            traces.append(_known(run, [x[0], x[-1]], [height, height]))
     if not traces:
         return None
     title = "Mean accuracy of the ten best, and its standard deviation (figure 10)"
@@ -132,6 +136,10 @@ def accuracies(runs: Sequence[RunFolder], anchors: dict[int, list[str]]) -> list
                 }
             )
             words[run.index] = f"{len(values)} accuracies, the highest {100 * max(values):.1f} %"
+            if name in run.known:
+                at = 100 * run.known[name]
+                traces.append(_known(run, [at, at], [0.5, max(counts)]))
+                words[run.index] += f", BN-ReLU {at:.1f} %"
         if not traces:
             continue
         axes = {"xaxis": {**axis("accuracy (%)"), "range": [0, 100]}, "yaxis": axis("candidates")}
@@ -199,6 +207,12 @@ def line_of_best(run: RunFolder) -> list[Row]:
     """The best candidate and its ancestors, from the random graph that they come from."""
     best = max(trained(run.rows), key=lambda row: mean_score(row[1]), default=None)
     return family_line(run.rows, best[0].key) if best else []
+
+
+def _known(run: RunFolder, x: list[float], y: list[float]) -> dict:
+    """A dashed line at BN-ReLU's accuracy."""
+    dashed = {"mode": "lines", "name": "BN-ReLU", "line": {"dash": "dash", "width": 2}}
+    return {"type": "scatter", "meta": run.index, "x": x, "y": y, **dashed}
 
 
 def _networks(anchors: dict[int, list[str]]) -> list[str]:

@@ -27,6 +27,7 @@ from . import search_charts as charts
 from .figures import Chart
 from .kinds.search import BEST, TEN_BEST
 from .mathematics import mathml
+from .recorded import known_accuracies
 from .results import Cell, Figures
 from .runs import RunFolder, number
 
@@ -99,6 +100,7 @@ def read_search(run: RunFolder) -> None:
     damaged = len(rows) - len(run.rows)
     if damaged:
         run.notes.append(f"{store.path.name}: {damaged} damaged results left out")
+    run.known.update(known_accuracies(run.folder))
     best = -math.inf
     means = {count: mean for count, mean, _ in ten_best_over_time(run.rows)}
     for count, (_, result) in enumerate(evaluated(run.rows), 1):

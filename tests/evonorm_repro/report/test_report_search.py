@@ -113,6 +113,17 @@ def test_a_search_before_its_first_candidate(tmp_path, report):
     assert "no figures yet" in page.said and not page.by_id("runs").findall(".//*[@class='failed']")
 
 
+def test_a_survey_has_the_line_of_a_known_layer(search, report):
+    folder = search("a")
+    known = dict(zip(ANCHORS, (0.875, 0.8, 0.95)))
+    (folder / "survey.json").write_text(json.dumps({"known": {**known, "x": 7.0, "y": "<b>"}}))
+    charts = report(folder).charts()
+    dashed = charts["ResNet-small (figure 2)"]["data"][1]
+    assert dashed["x"] == [87.5, 87.5] and dashed["line"]["dash"] == "dash"
+    title = "Mean accuracy of the ten best, and its standard deviation (figure 10)"
+    assert charts[title]["data"][3]["y"] == pytest.approx([87.5, 87.5])
+
+
 def test_damaged_stores(search, report, tmp_path):
     folder = search("rows")
     with sqlite3.connect(folder / FILE) as db:
