@@ -39,7 +39,10 @@ def search(tmp_path):
     def make(name="s", *overrides):
         folder = tmp_path / name
         folder.mkdir()
-        cfg = load_config("configs/search/small_s.yaml", ["CANDIDATES", "60", *overrides])
+        cfg = load_config(
+            "configs/search/small_s.yaml",
+            ["CANDIDATES", "60", "ANCHORS", repr(ANCHORS), *overrides],
+        )
         (folder / "config.yaml").write_text(cfg.dump())
         store = Store(folder, "a space")
         for candidate, result in candidates():
