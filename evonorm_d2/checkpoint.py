@@ -12,21 +12,37 @@ from urllib.error import URLError
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.config import CfgNode
 from detectron2.utils import comm
+from torch import nn
 
-from evonorm_runs.errors import user_errors
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write, read_checkpoint
 from evonorm_runs.random_state import get_random_state, set_random_state
+
+from .backbone_file import check_backbone, with_writers
 
 
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for local folders, atomic and safe.
 
+    Args:
+        cfg: the config that a backbone's file is compared with (see backbone_file.py); None for no
+            comparison.
+        model, save_dir, others: as Detectron2's.
+
     A file is written under another name, forced to the disk and renamed. The checkpoint comes
     first, then the tag `last_checkpoint`, so the tag names a whole checkpoint whenever the process
     is killed. Loading raises FileNotFoundError or UserError for a file that is absent, damaged or
-    could run code.
+    could run code, that does not fit the config, or of which nothing fits the model.
     """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, cfg: CfgNode | None = None, **others: Any
+    ) -> None:
+        super().__init__(model, save_dir, **others)
+        self.cfg = cfg
 
     def save(self, name: str, **extra: Any) -> None:
         if not (self.save_dir and self.save_to_disk):
@@ -59,8 +75,32 @@ class Checkpointer(DetectionCheckpointer):
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"{path}: there is no such checkpoint")
+        self.source = path
         with user_errors(URLError, prefix=f"MODEL.WEIGHTS {path}: "):
             return super().load(path, *args, **kwargs)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        path = self.source
+        if {"epoch", "config", "data", "optimizer"} <= checkpoint.keys():
+            raise UserError(
+                f"{path}: a checkpoint of train_classifier.py; tools/export_backbone.py makes a "
+                "file for MODEL.WEIGHTS of it"
+            )
+        backbone = checkpoint.get("backbone")
+        if backbone and self.cfg is not None:
+            check_backbone(backbone["settings"], self.cfg, path)
+        own = self.model.state_dict()
+        if backbone:
+            _check_shapes(checkpoint["model"], own, path)
+        if checkpoint.pop("matching_heuristics", False):
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            caffe2 = checkpoint.get("__author__") == "Caffe2"
+            checkpoint["model"] = align_and_update_state_dicts(own, checkpoint["model"], caffe2)
+        _check_fit(checkpoint["model"], own, path)
+        if backbone:
+            norm_acts = backbone["norm_acts"]
+            checkpoint["model"] = with_writers(checkpoint["model"], norm_acts, self.model)
+        return super()._load_model(checkpoint)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = read_weights(filename)
@@ -74,6 +114,29 @@ class Checkpointer(DetectionCheckpointer):
         if url and "matching_heuristics=True" in url.query:
             data["matching_heuristics"] = True
         return data
+
+
+def _check_fit(state: dict[str, Any], own: dict[str, Any], path: str) -> None:
+    """Raise a UserError if not one name of a checkpoint is the model's. Detectron2 only warns."""
+    if not state or not own or any(name.removeprefix("module.") in own for name in state):
+        return
+    torchvisions = "layer1.0.conv1.weight" in state
+    hint = "; tools/export_backbone.py --from torchvision (or timm) makes it fit"
+    raise UserError(
+        f"{path}: not one of its weights is in this model: it has such as {min(state)}, the model "
+        f"such as {min(own)}{hint if torchvisions else ''}"
+    )
+
+
+def _check_shapes(state: dict[str, Any], own: dict[str, Any], path: str) -> None:
+    """Raise a UserError for a weight of another shape. Detectron2 only warns."""
+    for name, value in state.items():
+        for place in (x for x in own if x == name or x.endswith(f".{name}")):
+            if value.shape != own[place].shape:
+                raise UserError(
+                    f"{path}: {name} has the shape {tuple(value.shape)}, but {place} of the model "
+                    f"{tuple(own[place].shape)}: it is of another backbone"
+                )
 
 
 def read_weights(path: str) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(
             self.model,
             self.cfg.OUTPUT_DIR,
+            cfg=self.cfg,
             trainer=weakref.proxy(self),
             data=self.data_loader,
             random=RandomState(),
@@ -340,7 +341,7 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     """
     with _setting_up():
         model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg)
         rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from evonorm_d2.data import register_digits
 from evonorm_d2.norm import norm_acts
 from evonorm_d2.run_config import load_config
+from evonorm_runs.config import flat
 
 FOLDER = Path(__file__).parents[2] / "configs/detection"
 OTHERS = ("heads", "timm")  # see test_head_recipes.py
@@ -38,6 +39,12 @@ def test_all_are_there():
         *(f"paper/mask_rcnn_R_{depth}_FPN_{norm}.yaml" for depth in (50, 101) for norm in NORMS),
         *(f"lsj/mask_rcnn_R_50_FPN_100ep_LSJ_{norm}.yaml" for norm in NORMS),
         *(f"digits/mask_rcnn_digits_{norm}.yaml" for norm in NORMS),
+        "digits/mask_rcnn_digits_from_garments_EvoNormS0.yaml",
+        *(
+            f"imagenet/mask_rcnn_R_50_FPN_{schedule}_{norm}.yaml"
+            for schedule in ("1x", "3x")
+            for norm in NORMS[1:]
+        ),
     }
 
 
@@ -55,11 +62,27 @@ def test_model_is_what_the_name_says(path):
     depth = 101 if "R_101" in path.stem else 50
     count = sum(p.numel() for p in model.parameters())
     evo = norm.startswith("EvoNorm")
-    if path.parent.name == "stock":
+    if path.parent.name in ("stock", "imagenet"):
         rpn = 2 * 256 + 256 * evo  # the norm of the RPN, which Detectron2's layout lacks
         assert round((count - rpn - V_STOCK[depth] * evo) / 1e6, 3) == STOCK[depth]
     if path.parent.name == "paper":
         assert round((count - V_PAPER[depth] * evo) / 1e6, 3) == PAPER[depth]
+
+
+@pytest.mark.parametrize("norm", NORMS[1:])
+@pytest.mark.parametrize("schedule", ["1x", "3x"])
+def test_a_start_from_imagenet_is_the_same_model(norm, schedule):
+    """But for what it starts from, and for what is frozen."""
+    name = f"mask_rcnn_R_50_FPN_{schedule}_{norm}.yaml"
+    scratch, imagenet = (
+        flat(load_config(str(FOLDER / folder / name), ["MODEL.DEVICE", "cpu"]))
+        for folder in ("stock", "imagenet")
+    )
+    differing = {key for key in scratch if scratch[key] != imagenet[key]}
+    assert differing - {"INPUT.FORMAT"} == {
+        *("MODEL.WEIGHTS", "MODEL.BACKBONE.FREEZE_AT", "MODEL.PIXEL_STD"),
+        *(() if norm == "GN" else ("MODEL.PIXEL_MEAN",)),
+    }
 
 
 def test_schedules():
