@@ -80,6 +80,7 @@ ELSEWHERE = {
     "tools/benchmark_layers.py *": ("minutes", "tests/tools/test_benchmark_layers.py"),
     "tools/benchmark_search.py *": ("an hour", "tests/tools/test_benchmark_search.py"),
     "tools/benchmark_training.py *": ("minutes", "tests/tools/test_benchmark_training.py"),
+    "tools/export_backbone.py *": ("takes a run", "tests/tools/test_export_backbone.py"),
     "tools/train_classifier.py *": ("a minute", "tests/tools/test_train_classifier.py"),
     "tools/reproduce.py *": ("a grid of runs", "tests/tools/test_reproduce.py"),
     "tools/report.py *": ("takes runs", "tests/tools/test_report.py"),
@@ -94,7 +95,7 @@ NOT_RUN = {
     "import my_norms": "a reader's file",
     "docs/results/search.jsonl.gz": "tests/evonorm_search/test_table.py runs it on a made table",
 }
-ALIASES = {"--class"}  # options that argparse keeps under other names
+ALIASES = {"--class", "--from"}  # options that argparse keeps under other names
 LAUNCHER = {"--nproc_per_node"}  # torchrun's
 # A config that a command names, and that the command before it makes.
 MADE = {
