@@ -37,7 +37,7 @@ _ALIKE = [
     {"GN-ReLU", "GN"},
 ]
 # What Detectron2's own norms have, which read none of MODEL.EVONORM.
-_OF_STOCK = {"NUM_GROUPS": 32, "EPS": 1e-5, "LINEAR": ""}
+_OF_STOCK = {"NUM_GROUPS": 32, "GROUP_SIZE": 0, "EPS": 1e-5, "LINEAR": ""}
 _PARTS = re.compile(r"(stem|res[2-5])\.(?!.*num_batches_tracked$)")
 
 
@@ -122,7 +122,7 @@ def _same_norm(a: str, b: Any) -> bool:
 
 def _concerns(option: str, settings: dict[str, Any]) -> bool:
     """Whether this option of MODEL.EVONORM changes anything in these weights' norms."""
-    if option != "NUM_GROUPS":
+    if option not in ("NUM_GROUPS", "GROUP_SIZE"):
         return True
     names = settings["MODEL.RESNETS.NORM"], settings.get("MODEL.EVONORM.LINEAR", "")
     texts = [str(formula_of(x) or x) if is_norm_act(x) else x for x in names]

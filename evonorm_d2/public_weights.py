@@ -66,6 +66,7 @@ def read_public(source: str, path: Path, norm: str = "") -> Public:
         **_layout(weights, path),
         "MODEL.RESNETS.NORM": norm or own,
         "MODEL.EVONORM.NUM_GROUPS": 32,
+        "MODEL.EVONORM.GROUP_SIZE": 0,
         "MODEL.EVONORM.EPS": 1e-5,
         "MODEL.EVONORM.LINEAR": "",
         "INPUT.FORMAT": order,
