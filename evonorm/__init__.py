@@ -8,6 +8,7 @@ from .evonorm2d import EvoNorm2D
 from .formula import Formula
 from .formulas import FORMULAS
 from .layers import EvoNorm
+from .own_functions import register_function
 from .recomputation import recompute, recompute_outputs
 from .registry import (
     build_norm_act,
@@ -38,6 +39,7 @@ __all__ = [
     "list_norm_acts",
     "recompute",
     "recompute_outputs",
+    "register_function",
     "register_norm_act",
     "slug",
     "update_running_statistics",

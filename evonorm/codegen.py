@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import aggregations
-from .expression import AGGREGATIONS, Node
+from .expression import AGGREGATIONS, OWN, Node
 
 _SIGNATURE = """\
 def formula(
@@ -35,6 +35,7 @@ def compile_function(root: Node, batch: list[Node]) -> Callable[..., Tensor]:
     # Where TorchScript, and a traceback, look for the source.
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     names: dict[str, Any] = {**vars(aggregations), "torch": torch, "Tensor": Tensor}
+    names |= {f"own_{name}": own.function for name, own in OWN.items()}
     exec(compile(source, file, "exec"), names)  # names and numbers of a checked expression only
     function = names["formula"]
     weakref.finalize(function, linecache.cache.pop, file, None)  # a search makes a million of them
@@ -109,6 +110,8 @@ class _Writer:
         if node.op == "sqrt":
             plain = node.inputs[0].sign == "+"
             return f"torch.sqrt({inputs[0]})" if plain else f"signed_sqrt({inputs[0]})"
+        if node.op in OWN:
+            return f"own_{node.op}({', '.join(inputs)})"
         if node.op in _CALLS:
             return f"torch.{node.op}({inputs[0]})"
         return _PLAIN[node.op].format(*inputs)

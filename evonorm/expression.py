@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any, Callable, NamedTuple
 from weakref import WeakValueDictionary
 
 LONGEST = 20_000  # characters of a formula; a small graph can stand for endlessly long a text
@@ -24,6 +25,16 @@ FUNCTIONS = {  # of table 1, with the number of inputs; + - * / are written as s
 OVER = {"b": "np", "c": "cgp", "i": "p", "g": "cp"}
 AGGREGATIONS = {f"{kind}_{over}": 1 for kind in ("mean", "std", "rms") for over in OVER}
 LEAVES = ("x", "v0", "v1")
+
+
+class Own(NamedTuple):
+    """A function of a user's own; see :func:`evonorm.register_function`."""
+
+    function: Callable[..., Any]
+    inputs: int
+
+
+OWN: dict[str, Own] = {}
 
 
 class FormulaError(ValueError):
@@ -101,6 +112,8 @@ def leaf(name: str) -> Node:
 
 def apply(op: str, *inputs: Node) -> Node:
     """An operation on nodes, in canonical form."""
+    if op in OWN:
+        return _node(op, inputs)
     if op == "add":
         return _sum(_all_terms(inputs))
     if op == "neg":

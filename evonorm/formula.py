@@ -27,11 +27,20 @@ from typing import Callable
 from torch import Tensor
 
 from .codegen import compile_function
-from .expression import AGGREGATIONS, FUNCTIONS, LEAVES, FormulaError, Node, apply, leaf, number
+from .expression import (
+    AGGREGATIONS,
+    FUNCTIONS,
+    LEAVES,
+    OWN,
+    FormulaError,
+    Node,
+    apply,
+    leaf,
+    number,
+)
 from .latex import latex
 
 _OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
-_ARITY = {**FUNCTIONS, **AGGREGATIONS}
 SHOWN = 200  # characters of a formula in an error's line
 # What no name of a layer has: an input as a word of its own, a bracket, a number alone.
 _LIKE_A_FORMULA = re.compile(r"(?<![\w.])(x|v0|v1)(?!\w)|\(|^[\s\d.+-]+$")
@@ -137,6 +146,11 @@ def parse(text: str) -> Node:
     raise FormulaError(f'"{shown}": {what}')
 
 
+def _arity() -> dict[str, int]:
+    """The number of inputs of each function that a formula may hold."""
+    return {**FUNCTIONS, **AGGREGATIONS, **{name: own.inputs for name, own in OWN.items()}}
+
+
 class _Reader:
     def __init__(self, text: str) -> None:
         self.text = text
@@ -184,7 +198,7 @@ class _Reader:
     def leaf(self, tree: ast.Name) -> Node:
         if tree.id in LEAVES:
             return leaf(tree.id)
-        if tree.id in _ARITY:
+        if tree.id in _arity():
             raise self.error(tree, f"the function {tree.id!r} has no brackets")
         raise self.error(tree, f"unknown name {tree.id!r}", self.close(tree.id, LEAVES))
 
@@ -192,11 +206,11 @@ class _Reader:
         if not isinstance(tree.func, ast.Name):
             raise self.error(tree.func, f"{self.source(tree.func)} is not a function")
         name = tree.func.id
-        if name not in _ARITY:
-            advice = self.close(name, _ARITY)
+        if name not in _arity():
+            advice = self.close(name, _arity())
             raise self.error(tree.func, f"unknown function {name!r}", advice)
         plain = not tree.keywords and not any(isinstance(a, ast.Starred) for a in tree.args)
-        wanted = _ARITY[name]
+        wanted = _arity()[name]
         if not plain or len(tree.args) != wanted:
             count = f"{wanted} argument{'s' if wanted > 1 else ''}"
             raise self.error(tree.func, f"the function {name!r} takes {count}")

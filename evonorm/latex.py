@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .expression import AGGREGATIONS, Node
+from .expression import AGGREGATIONS, OWN, Node
 
 _OVER = {"b": "b,w,h", "c": "w,h,c", "i": "w,h", "g": "w,h,c/g"}
 _BINDS = {"add": 1, "neg": 2, "mul": 3}  # how strongly; all else is 4
@@ -29,6 +29,9 @@ def latex(node: Node) -> str:
         return rf"{one} {two}" if not two[0].isdigit() else rf"{one} \cdot {two}"
     if node.op == "div":
         return rf"\frac{{{latex(node.inputs[0])}}}{{{latex(node.inputs[1])}}}"
+    if node.op in OWN:
+        name = node.op.replace("_", r"\_")
+        return rf"\operatorname{{{name}}}({', '.join(map(latex, node.inputs))})"
     if node.op == "max":
         return rf"\max({', '.join(map(latex, node.inputs))})"
     return _function(node.op, node.inputs[0])

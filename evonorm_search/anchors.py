@@ -34,6 +34,25 @@ def build_anchor(name: str, norm_act: str, num_classes: int = 10, **options: Any
     return model
 
 
+def register_anchor(name: str) -> Callable[[Factory], Factory]:
+    """Decorator: makes a network of your own available under `name` in ANCHORS.
+
+    The factory is called with the number of classes and returns a module: images (N, 3, H, W) ->
+    scores (N, classes), with the norms and activations that :func:`evonorm.convert` swaps.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(factory: Factory) -> Factory:
+        if name in ANCHORS:
+            raise ValueError(f"anchor {name!r} is registered already: choose another name")
+        ANCHORS[name] = factory
+        return factory
+
+    return register
+
+
 def resnet50_cifar(num_classes: int) -> nn.Module:
     """Pre-activation ResNet-50 of a quarter of the channels."""
     model = preact_resnet((3, 4, 6, 3), num_classes, width=0.25)

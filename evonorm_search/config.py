@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from fvcore.common.config import CfgNode
 
@@ -19,7 +20,9 @@ from .anchors import ANCHORS
 from .data import Source
 from .evaluation import SCHEDULES, Proxy
 from .evolution import Settings
+from .scores import SCORES
 from .space import Space
+from .warm_start import first_graphs
 
 
 def get_cfg() -> CfgNode:
@@ -33,6 +36,7 @@ def get_cfg() -> CfgNode:
     c.SPACE = CfgNode()
     c.SPACE.NODES = 10  # operation nodes of a graph
     c.SPACE.BATCH = False  # with aggregations over the batch (B search) or without (S search)
+    c.SPACE.OWN = ()  # functions beside table 1's; see evonorm.register_function
 
     c.EVOLUTION = CfgNode()
     c.EVOLUTION.WINDOW = 2500  # the newest members are the population
@@ -41,6 +45,8 @@ def get_cfg() -> CfgNode:
     c.EVOLUTION.RANDOM_CHILDREN = 0.5  # probability of a new random graph; 1 is random search
     c.EVOLUTION.WINNER = "pareto"  # or "average"
     c.EVOLUTION.START = 10  # trained members before the first tournament
+    c.EVOLUTION.SCORE = "accuracy"  # what is maximized; see evonorm_search/scores.py
+    c.EVOLUTION.WARM_START = ()  # names or formulas to begin with, such as ("EvoNormS0",)
 
     c.ANCHORS = ("MobileNetV2-small", "EfficientNet-small", "ResNet-small")  # the cheapest first
 
@@ -86,8 +92,8 @@ def parts(cfg: CfgNode) -> tuple[Space, Settings, Proxy]:
     """What the config says of the space, the evolution and the proxy task."""
     e, p = cfg.EVOLUTION, cfg.PROXY
     with user_errors(ValueError, prefix="SPACE, EVOLUTION: "):
-        space = Space(cfg.SPACE.NODES, cfg.SPACE.BATCH)
-        settings = Settings(**{key.lower(): value for key, value in e.items()})
+        space = Space(cfg.SPACE.NODES, cfg.SPACE.BATCH, tuple(cfg.SPACE.OWN))
+        settings = Settings(**{f.name: e[f.name.upper()] for f in fields(Settings)})
     return space, settings, Proxy(**{key.lower(): value for key, value in p.items()})
 
 
@@ -116,4 +122,14 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"ANCHORS: no anchor is named {name!r}; known are {', '.join(ANCHORS)}")
     if not cfg.ANCHORS:
         raise UserError("ANCHORS is empty: name a network or more")
-    parts(cfg)
+    if cfg.EVOLUTION.SCORE not in SCORES:
+        known = ", ".join(SCORES)
+        raise UserError(f"EVOLUTION.SCORE is {cfg.EVOLUTION.SCORE!r}; known are {known}")
+    space, *_ = parts(cfg)
+    if cfg.EVOLUTION.WARM_START and not cfg.SIEVE.DUPLICATES:
+        raise UserError(
+            "EVOLUTION.WARM_START is not the paper's, which begins with random graphs: empty it, "
+            "or set SIEVE.DUPLICATES True"
+        )
+    with user_errors(ValueError, prefix="EVOLUTION.WARM_START: "):
+        first_graphs(cfg.EVOLUTION.WARM_START, space, cfg.SEED)

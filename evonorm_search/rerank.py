@@ -36,6 +36,7 @@ from .anchors import build_anchor
 from .config import parts, source
 from .data import Source, load_part
 from .evaluation import Data, Proxy, Training, accuracy, curve
+from .plugins import MODULES, load
 from .slices import slice_batches
 
 FILE = "rerank.jsonl"
@@ -199,7 +200,7 @@ def _add(folder: Path, line: dict[str, Any]) -> None:
 def _results(
     cfg: CfgNode, wanted: Sequence[Job], at_once: int
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
-    pool = ProcessPoolExecutor(at_once, get_context("spawn"), _begin)
+    pool = ProcessPoolExecutor(at_once, get_context("spawn"), _begin, (tuple(MODULES),))
     try:
         own = parts(cfg)[2], source(cfg), cfg.DEVICE
         futures = {pool.submit(work, job, *own): job for job in wanted}
@@ -211,7 +212,8 @@ def _results(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin() -> None:
+def _begin(modules: tuple[str, ...]) -> None:
+    load(modules)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from random import Random
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 
 from evonorm_runs import stop
@@ -26,12 +27,16 @@ from evonorm_runs.folder import claimed, write_start
 from evonorm_runs.log import say
 from evonorm_runs.random_state import mix
 
+from .anchors import build_anchor
 from .config import get_cfg, parts, source
 from .data import count_to_train_on
 from .evolution import Member, child
+from .plugins import MODULES
+from .scores import scored
 from .sift import NEW, Sieve
 from .space import Graph, formula
 from .store import FILE, Candidate, Store
+from .warm_start import first_graphs
 from .workers import OnRay, Processes, Task, Workers, work
 
 MAY_CHANGE = ("CANDIDATES", "DATA.ROOT", "DEVICE", "OUTPUT_DIR", "SEARCH.GPUS_PER_TASK")
@@ -44,9 +49,12 @@ class Draws:
     def __init__(self, cfg: CfgNode) -> None:
         self.seed = cfg.SEED
         self.space, self.settings, _ = parts(cfg)
+        self.first = first_graphs(cfg.EVOLUTION.WARM_START, self.space, cfg.SEED)
 
     def __call__(self, population: Sequence[Member], key: int) -> tuple[Graph, Member | None]:
-        """The graph of draw `key`, and its parent."""
+        """The graph of draw `key`, and its parent, None if it has none."""
+        if key < len(self.first):
+            return self.first[key], None
         return child(population, self.space, self.settings, Random(mix(self.seed, key)))
 
 
@@ -130,6 +138,7 @@ def run(
         Stopped: by SIGTERM. What was being evaluated is lost.
     """
     _check_data(cfg)
+    _check_anchors(cfg)
     opened = workers or _workers(cfg, at_once, ray_address)
     with closing(opened), claimed(cfg.OUTPUT_DIR, [FILE], resume), stop.on_sigterm():
         store = Store(Path(cfg.OUTPUT_DIR), repr(parts(cfg)[0]))
@@ -138,6 +147,7 @@ def run(
         write_start(cfg, search.next)
         begin, before = time.perf_counter(), search.evaluated
         for candidate, result in _evaluations(search, opened):
+            result = scored(cfg.EVOLUTION.SCORE, candidate.formula, result)
             search.record(candidate, result)
             minutes = (time.perf_counter() - begin) / 60
             rate = (search.evaluated - before) / minutes
@@ -150,6 +160,21 @@ def _check_data(cfg: CfgNode) -> None:
     if count < cfg.PROXY.BATCH_SIZE:
         size = cfg.PROXY.BATCH_SIZE
         raise UserError(f"PROXY.BATCH_SIZE is {size}, but there are {count} images to train on")
+
+
+def _check_anchors(cfg: CfgNode) -> None:
+    """Each network takes a layer and images, and gives scores."""
+    classes = 10
+    images = torch.zeros(2, 3, *[cfg.PROXY.CROP or cfg.DATA.RESOLUTION] * 2)
+    for name in cfg.ANCHORS:
+        # A network of a user's own may raise anything.
+        with user_errors(Exception, prefix=f"ANCHORS: {name}: "), torch.no_grad():
+            shape = tuple(build_anchor(name, "EvoNormS0", classes)(images).shape)
+        if shape != (2, classes):
+            raise UserError(
+                f"ANCHORS: {name}: it gives {shape} for 2 images and {classes} classes, not "
+                f"{(2, classes)}"
+            )
 
 
 def _check_same(cfg: CfgNode, store: Store) -> None:
@@ -167,7 +192,9 @@ def _check_same(cfg: CfgNode, store: Store) -> None:
 
 
 def _workers(cfg: CfgNode, at_once: int, ray_address: str | None) -> Workers:
-    task = Task(tuple(cfg.ANCHORS), parts(cfg)[2], source(cfg), cfg.SEED, cfg.DEVICE)
+    task = Task(
+        tuple(cfg.ANCHORS), parts(cfg)[2], source(cfg), cfg.SEED, cfg.DEVICE, tuple(MODULES)
+    )
     if ray_address is None:
         return Processes(partial(work, task), at_once)
     gpus = cfg.SEARCH.GPUS_PER_TASK

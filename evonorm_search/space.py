@@ -13,7 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from evonorm.expression import AGGREGATIONS, FUNCTIONS, FormulaError, Node, apply, leaf, number
+from evonorm.expression import (
+    AGGREGATIONS,
+    FUNCTIONS,
+    OWN,
+    FormulaError,
+    Node,
+    apply,
+    leaf,
+    number,
+)
 from evonorm.formula import Formula
 
 INITIAL = (leaf("x"), number(0.0), leaf("v0"), leaf("v1"))
@@ -31,23 +40,38 @@ class Space:
     Attributes:
         nodes: operation nodes of a graph. The paper does not say how many; 10 is our choice.
         batch: with the aggregations over the batch, as in the B search; without, the S search.
+        own: functions beside table 1's; see :func:`evonorm.register_function`.
     """
 
     nodes: int = 10
     batch: bool = True
+    own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
             raise ValueError(f"a graph has {self.nodes} operation nodes, but needs at least 1")
+        for name in self.own:
+            if name not in OWN:
+                known = ", ".join(OWN) or "none"
+                raise ValueError(f"no function {name!r} is registered; registered are {known}")
+
+    def __repr__(self) -> str:  # a store keeps it
+        own = f", own={self.own}" if self.own else ""
+        return f"Space(nodes={self.nodes}, batch={self.batch}{own})"
 
     @property
     def ops(self) -> list[str]:
         """Those that a node may have, in a fixed order."""
-        return [op for op in OPS if self.batch or not op.endswith("_b")]
+        table = [op for op in OPS if self.batch or not op.endswith("_b")]
+        return [*table, *self.own]
+
+    def inputs(self, op: str) -> int:
+        """How many inputs an op takes."""
+        return OWN[op].inputs if op in self.own else OPS[op]
 
     def random(self, rng: Random) -> Graph:
         """A graph drawn node by node, each op and each input uniformly (section 3.1)."""
-        return tuple(self._operation(place, rng) for place in range(self.nodes))
+        return tuple(self.operation(place, rng) for place in range(self.nodes))
 
     def mutate(self, graph: Graph, rng: Random, times: int = 1) -> Graph:
         """The graph with `times` nodes drawn anew, one after the other (section 4.3).
@@ -58,13 +82,14 @@ class Space:
         nodes = list(graph)
         for _ in range(times):
             place = rng.randrange(len(nodes))
-            nodes[place] = self._operation(place, rng)
+            nodes[place] = self.operation(place, rng)
         return tuple(nodes)
 
-    def _operation(self, place: int, rng: Random) -> Operation:
+    def operation(self, place: int, rng: Random) -> Operation:
+        """The node of a place, its op and inputs drawn uniformly."""
         op = rng.choice(self.ops)
         earlier = len(INITIAL) + place
-        return op, tuple(rng.randrange(earlier) for _ in range(OPS[op]))
+        return op, tuple(rng.randrange(earlier) for _ in range(self.inputs(op)))
 
     def check(self, graph: Graph) -> None:
         """Raise a ValueError of one line if a graph is not of this space."""
@@ -75,7 +100,7 @@ class Space:
             if op not in known:
                 raise ValueError(f"operation node {place} has the op {op!r}, which is none here")
             earlier = len(INITIAL) + place
-            if len(inputs) != OPS[op] or not all(0 <= i < earlier for i in inputs):
+            if len(inputs) != self.inputs(op) or not all(0 <= i < earlier for i in inputs):
                 raise ValueError(f"operation node {place} ({op}) has the inputs {list(inputs)}")
 
 

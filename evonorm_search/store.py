@@ -68,7 +68,8 @@ class Store:
             found = self.get("space", space)
             if space and found != space:
                 raise UserError(f"{self.path} is of another space, {found}; this one is {space}")
-        self.set("space", found)
+        if space:
+            self.set("space", space)
 
     def add(self, candidate: Candidate, result: dict[str, Any], **state: Any) -> None:
         """Write a result, and the state of the search, both or none."""

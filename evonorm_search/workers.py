@@ -25,6 +25,7 @@ from evonorm_runs.pool import connect
 
 from .data import Source, load_data
 from .evaluation import Data, Proxy, evaluate
+from .plugins import load
 
 Function = Callable[[str], dict[str, Any]]  # a formula -> its result
 CALLS = 200  # candidates that a process on Ray evaluates before a fresh one takes its place
@@ -38,10 +39,12 @@ class Task(NamedTuple):
     images: Source
     seed: int
     device: str
+    modules: tuple[str, ...] = ()  # see plugins.py
 
 
 def work(task: Task, norm_act: str) -> dict[str, Any]:
     """Evaluate a candidate: :func:`evaluation.evaluate`'s result, and `seconds`."""
+    load(task.modules)
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # denormals slow a CPU down
     start = time.perf_counter()

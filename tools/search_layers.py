@@ -31,6 +31,7 @@ from evonorm_runs.files import atomic_write
 from evonorm_search import compare, rerank, survey
 from evonorm_search.config import load_config
 from evonorm_search.drawing import svg
+from evonorm_search.plugins import load
 from evonorm_search.replay import replay
 from evonorm_search.search import run
 from evonorm_search.show import describe
@@ -43,6 +44,7 @@ STAGES = {"quality": "of low quality", "stability": "unstable", "trained": "trai
 @run_tool("search_layers.py", stopped="stopped; continue with --resume")
 def main() -> int:
     args = parse()
+    load(args.modules)
     if args.command == "run":
         cfg = load_config(args.config_file, args.opts)
         store = run(cfg, args.resume, at_once(args), args.ray)
@@ -70,6 +72,14 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        dest="modules",
+        metavar="MODULE",
+        help="with ops, networks or scores of your own",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser("run", help="search, or go on")
