@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import Res5ROIHeads
 
 from evonorm import check_linear, is_norm_act
 from evonorm_runs.errors import user_errors
 
 # Importing them registers the components.
-from . import heads, paper, timm_backbone  # noqa: F401
-from .declare import names_instead_of, names_that_read
+from . import fcos, heads, paper, res5, timm_backbone  # noqa: F401
+from .declare import is_declared, names_instead_of, names_that_read
 from .norm import check_norm
 from .timm_backbone import BUILDERS, set_pixels
 
@@ -37,13 +39,13 @@ _READ_BY = {
     "ROI_BOX_HEAD.NORM": ("GeneralizedRCNN", "PanopticFPN"),
     "ROI_MASK_HEAD.NORM": ("GeneralizedRCNN", "PanopticFPN"),
     "SEM_SEG_HEAD.NORM": ("PanopticFPN", "SemanticSegmentor"),
-    "RETINANET.NORM": ("RetinaNet", "NormActRetinaNet"),
+    "RETINANET.NORM": ("RetinaNet", "NormActRetinaNet", "NormActFCOS"),
 }
 _ARCHITECTURES = {name for names in _READ_BY.values() for name in names}
 # If another key has one of these values, nothing reads a key.
 _UNREAD = {
     "RPN.NORM": ("PROPOSAL_GENERATOR.NAME", ("PrecomputedProposals",)),
-    "ROI_BOX_HEAD.NORM": ("ROI_HEADS.NAME", ("Res5ROIHeads",)),
+    "ROI_BOX_HEAD.NORM": ("ROI_HEADS.NAME", ("Res5ROIHeads", "NormActRes5ROIHeads")),
     "ROI_MASK_HEAD.NORM": ("MASK_ON", (False,)),
     "FPN.NORM": (
         "BACKBONE.NAME",
@@ -115,7 +117,7 @@ def resolve(cfg: CfgNode) -> CfgNode:
         if _get(cfg, key) and name in ours and not _unread(cfg, key):
             changes[name_key] = ours[name]
     if is_norm_act(cfg.MODEL.RESNETS.NORM):
-        _check_res5(cfg)
+        changes |= _swap_res5(cfg)
         if not _unread(cfg, "RESNETS.NORM"):
             _warn_if_random_is_frozen(cfg)
     _warn_of_unread(cfg)
@@ -167,12 +169,21 @@ def _swap(cfg: CfgNode, key: str, norm: str) -> dict[str, str]:
     return {}
 
 
-def _check_res5(cfg: CfgNode) -> None:
-    if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads" and "RCNN" in cfg.MODEL.META_ARCHITECTURE:
+def _swap_res5(cfg: CfgNode) -> dict[str, str]:
+    """The heads of a C4 model have a stage of the ResNet, with its norm."""
+    name = cfg.MODEL.ROI_HEADS.NAME
+    if "RCNN" not in cfg.MODEL.META_ARCHITECTURE or name not in ROI_HEADS_REGISTRY:
+        return {}
+    roi_heads = ROI_HEADS_REGISTRY.get(name)
+    if roi_heads is Res5ROIHeads:
+        return {"ROI_HEADS.NAME": "NormActRes5ROIHeads"}
+    derived = isinstance(roi_heads, type) and issubclass(roi_heads, Res5ROIHeads)
+    if derived and not is_declared(roi_heads):
         raise ValueError(
-            f"MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM}, but 'Res5ROIHeads' "
-            "(MODEL.ROI_HEADS.NAME) would put a ReLU after it; use StandardROIHeads on an FPN"
+            f"MODEL.RESNETS.NORM is {cfg.MODEL.RESNETS.NORM}, but {name!r} (MODEL.ROI_HEADS.NAME) "
+            "would put a ReLU after it; derive it from evonorm_d2.res5.NormActRes5ROIHeads"
         )
+    return {}
 
 
 def _warn_if_random_is_frozen(cfg: CfgNode) -> None:

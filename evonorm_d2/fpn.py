@@ -20,7 +20,7 @@ from .declare import takes_norm_act
 from .norm import Norm, as_norm, norm_from_config
 from .resnet import build_norm_act_resnet_backbone
 
-_KEYS = ("RESNETS.NORM", "FPN.NORM", "FPN.PAD_TO", "EVONORM.ZERO_INIT_LAST")
+KEYS = ("RESNETS.NORM", "FPN.NORM", "FPN.PAD_TO", "EVONORM.ZERO_INIT_LAST")
 
 
 @takes_norm_act(instead_of=FPN)
@@ -50,14 +50,14 @@ class NormActFPN(FPN):
         self._size_divisibility = pad_to or self._size_divisibility
 
 
-@takes_norm_act(*_KEYS, instead_of=build_resnet_fpn_backbone)
+@takes_norm_act(*KEYS, instead_of=build_resnet_fpn_backbone)
 @BACKBONE_REGISTRY.register()
 def build_norm_act_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """`build_resnet_fpn_backbone` for any norm-act in `MODEL.RESNETS.NORM`, `MODEL.FPN.NORM`."""
     return build_fpn(cfg, build_norm_act_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
-@takes_norm_act(*_KEYS, instead_of=build_retinanet_resnet_fpn_backbone)
+@takes_norm_act(*KEYS, instead_of=build_retinanet_resnet_fpn_backbone)
 @BACKBONE_REGISTRY.register()
 def build_norm_act_retinanet_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """`build_retinanet_resnet_fpn_backbone` for any norm-act in the same two keys."""

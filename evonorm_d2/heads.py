@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     ROI_BOX_HEAD_REGISTRY,
@@ -13,6 +13,7 @@ from detectron2.modeling import (
     SEM_SEG_HEADS_REGISTRY,
 )
 from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
@@ -104,6 +105,8 @@ class NormActRetinaNetHead(RetinaNetHead):
         norm = as_norm(norm)
         evo = isinstance(norm, Norm)
         per_level = (lambda c: level_norm(norm, c, len(input_shape))) if evo else norm
+        if norm == "GN":  # the stock head also builds one of 1 channel, on which GN's groups fail
+            per_level = lambda c: get_norm(norm, c) if c > 1 else None  # noqa: E731
         super().__init__(input_shape=input_shape, norm=per_level, **kwargs)
         for subnet in (self.cls_subnet, self.bbox_subnet) if evo else ():
             for i, layer in enumerate(subnet):
@@ -114,6 +117,11 @@ class NormActRetinaNetHead(RetinaNetHead):
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         args = super().from_config(cfg, input_shape)
         return {**args, "norm": norm_from_config(cfg, args["norm"])}
+
+
+@takes_norm_act(instead_of=FCOSHead)
+class NormActFCOSHead(NormActRetinaNetHead, FCOSHead):
+    """`FCOSHead`, likewise: FCOS predicts a centerness beside, from the tower of the boxes."""
 
 
 @META_ARCH_REGISTRY.register()

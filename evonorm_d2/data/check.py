@@ -29,7 +29,7 @@ SAMPLE = 16  # images of each data set that are read before training
 # The key that holds the number of classes, for each architecture that has one.
 _CLASSES = {
     **dict.fromkeys(ROI_HEADS, "ROI_HEADS"),
-    **dict.fromkeys(("RetinaNet", "NormActRetinaNet"), "RETINANET"),
+    **dict.fromkeys(("RetinaNet", "NormActRetinaNet", "NormActFCOS"), "RETINANET"),
 }
 
 

@@ -51,14 +51,15 @@ image = cv2.imread(os.environ["IMAGE"])
 retinanet = get_cfg()
 retinanet.merge_from_file(model_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml"))
 retinanet.merge_from_list(["MODEL.RETINANET.NORM", "EvoNormB0", "MODEL.DEVICE", "cpu"])
-c4 = get_cfg()
-c4.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"))
-c4.merge_from_list(["MODEL.RESNETS.NORM", "EvoNormS0"])
+other = get_cfg()
+other.merge_from_file(model_zoo.get_config_file("Base-RCNN-FPN.yaml"))
+other.merge_from_list(["MODEL.FPN.NORM", "EvoNormS0"])
+other.MODEL.BACKBONE.NAME = "build_regnet_fpn_backbone"
 stock = get_cfg()
 stock.merge_from_file(model_zoo.get_config_file("Base-RCNN-FPN.yaml"))
 stock.merge_from_list(["MODEL.DEVICE", "cpu"])
 try:
-    refusal = build_model(c4) and ""
+    refusal = build_model(other) and ""
 except ValueError as error:
     refusal = str(error)
 lazy = model_zoo.get_config("common/optim.py").SGD  # as lazyconfig_train_net.py builds it
@@ -125,7 +126,7 @@ def test_detectron2s_own_tools(digits, tmp_path):
     assert result["decays of a LazyConfig"] == result["decays"]
     assert result["loaded"] and result["instances"] > 0
     assert result["retinanet"] == "NormActRetinaNet"
-    assert result["refusal"].startswith("MODEL.RESNETS.NORM is EvoNormS0, but 'Res5ROIHeads'")
+    assert result["refusal"].startswith("MODEL.FPN.NORM is EvoNormS0, but 'build_regnet_fpn_b")
     assert "evonorm_d2" not in result["stock"] and "detectron2" in result["stock"]
     losses = (tmp_path / "out" / "metrics.json").read_text().splitlines()
     assert json.loads(losses[-1])["iteration"] == 1

@@ -92,8 +92,9 @@ class TestRefusals:
 
     def test_a_component_without_a_place_for_it(self, stock_cfg):
         with pytest.raises(ValueError) as error:
-            resolve(stock_cfg("Base-RCNN-C4.yaml", "MODEL.RESNETS.NORM", S0))
-        assert str(error.value).startswith(f"MODEL.RESNETS.NORM is {S0}, but 'Res5ROIHeads'")
+            other = ("MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone")
+            resolve(stock_cfg("Base-RCNN-C4.yaml", "MODEL.RESNETS.NORM", S0, *other))
+        assert str(error.value).startswith(f"MODEL.RESNETS.NORM is {S0}, but 'build_resnet_deep")
 
 
 class TestRuns:

@@ -30,6 +30,11 @@ PAPER = (
     *("MODEL.ROI_BOX_HEAD.NAME", "PaperConvFCHead"),
     *("MODEL.ROI_MASK_HEAD.NAME", "PaperConvUpsampleHead"),
 )
+RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+FCOS = (
+    *("MODEL.META_ARCHITECTURE", "NormActFCOS"),
+    *("MODEL.BACKBONE.NAME", "build_norm_act_fcos_resnet_fpn_backbone"),
+)
 DETECTORS = {
     "mask": (HEAD_CONVS, {}),
     "basic blocks": ((*BASIC, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64), {}),
@@ -41,7 +46,7 @@ DETECTORS = {
     "retinanet": (
         (),
         {
-            "path": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+            "path": RETINANET,
             "keys": ("RESNETS.NORM", "FPN.NORM", "RETINANET.NORM"),
         },
     ),
@@ -52,6 +57,14 @@ DETECTORS = {
             "keys": ("RESNETS.NORM", "FPN.NORM", "ROI_BOX_HEAD.NORM", "SEM_SEG_HEAD.NORM"),
         },
     ),
+    "c4": (
+        (),
+        {
+            "path": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
+            "keys": ("RESNETS.NORM", "RPN.NORM"),
+        },
+    ),
+    "fcos": (FCOS, {"path": RETINANET, "keys": ("RESNETS.NORM", "FPN.NORM", "RETINANET.NORM")}),
     "paper": (PAPER, {}),
 }
 ACTIVATIONS = ("relu", "threshold", "clamp", "leaky", "elu", "silu", "gelu", "hard", "sigmoid")

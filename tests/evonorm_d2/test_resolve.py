@@ -4,6 +4,8 @@ import logging
 
 import pytest
 from detectron2.config import get_cfg
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import Res5ROIHeads
 
 from evonorm import list_norm_acts
 from evonorm_d2 import add_evonorm_config, resolve
@@ -147,10 +149,24 @@ def refused(cfg):
 
 
 @pytest.mark.parametrize("norm", list_norm_acts()[::5])
-def test_res5_heads_are_refused(norm, stock_cfg):
-    message = refused(stock_cfg(C4, "MODEL.RESNETS.NORM", norm))
-    assert message.startswith(f"MODEL.RESNETS.NORM is {norm}, but 'Res5ROIHeads'")
-    assert "StandardROIHeads" in message
+def test_res5_heads_are_swapped_with_their_backbone(norm, stock_cfg):
+    cfg = resolve(stock_cfg(C4, "MODEL.RESNETS.NORM", norm))
+    assert cfg.MODEL.ROI_HEADS.NAME == "NormActRes5ROIHeads"
+    assert cfg.MODEL.BACKBONE.NAME == "build_norm_act_resnet_backbone"
+    before = cfg.dump()
+    assert resolve(cfg).dump() == before
+
+
+def test_other_res5_heads_are_refused(stock_cfg):
+    @ROI_HEADS_REGISTRY.register()
+    class OtherRes5(Res5ROIHeads):
+        pass
+
+    message = refused(
+        stock_cfg(C4, "MODEL.RESNETS.NORM", "EvoNormS0", "MODEL.ROI_HEADS.NAME", "OtherRes5")
+    )
+    assert message.startswith("MODEL.RESNETS.NORM is EvoNormS0, but 'OtherRes5' (MODEL.ROI_HEADS.N")
+    assert "NormActRes5ROIHeads" in message
 
 
 @pytest.mark.parametrize(
@@ -230,10 +246,11 @@ def test_a_key_that_nothing_reads_is_warned_of_and_changes_nothing(
 
 
 def test_the_key_that_is_to_blame_is_named(stock_cfg):
-    """All five keys on a C4 detector: its RoI heads are what can't take them."""
+    """All five keys on a detector whose mask head can't take them."""
     norms = ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
     cfg = stock_cfg(C4, *(x for key in norms for x in (f"MODEL.{key}.NORM", "EvoNormS0")))
-    assert refused(cfg).startswith("MODEL.RESNETS.NORM is EvoNormS0, but 'Res5ROIHeads'")
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "PointRendMaskHead"
+    assert refused(cfg).startswith("MODEL.ROI_MASK_HEAD.NORM is EvoNormS0, but 'PointRendMaskHead'")
 
 
 @pytest.mark.parametrize("freeze_at, weights, warns", [(2, "", 1), (0, "", 0), (2, "x.pth", 0)])
