@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +19,7 @@ import pytest
 
 from evonorm import check_norm_act
 from evonorm_runs.errors import UserError
+from evonorm_runs.stop import Stopped
 from evonorm_search import search as module
 from evonorm_search.config import load_config
 from evonorm_search.search import run
@@ -210,6 +212,45 @@ def test_the_store_writes_a_result_and_the_state_together(tmp_path):
             ("abs(x)",),
             ("tanh(x)",),
         ]
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(pretend, tmp_path, monkeypatch):
+    run(config(tmp_path / "whole", "CANDIDATES", 40))
+    opened = Store.__init__
+
+    def small(self, *args, **kwargs):
+        opened(self, *args, **kwargs)
+        self.db.execute("PRAGMA max_page_count = 8")  # as SQLite meets a full disk
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "__init__", small)
+        with pytest.raises(UserError, match="search.sqlite: database or disk is full$"):
+            run(config(tmp_path / "full", "CANDIDATES", 40))
+    kept, whole = (rows(tmp_path / name) for name in ("full", "whole"))
+    assert 0 < len(kept) < len(whole) and kept == whole[: len(kept)]
+    run(config(tmp_path / "full", "CANDIDATES", 40), resume=True)
+    assert rows(tmp_path / "full") == whole
+
+
+class Endless(Threads):
+    """Workers that never end until they are closed."""
+
+    closed = False
+
+    def submit(self, norm_act):
+        return Future()
+
+    def close(self):
+        Endless.closed = True
+
+
+def test_sigterm_does_not_wait_for_an_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "Processes", Endless)
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(module, "write_start", lambda *args: timer.start())  # once it is listening
+    with pytest.raises(Stopped, match="stopped by SIGTERM; continue with --resume"):
+        run(config(tmp_path))
+    assert Endless.closed
 
 
 @pytest.mark.slow
