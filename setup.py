@@ -54,7 +54,7 @@ class BuildKernels(build_ext):
     def build_extension(self, ext: Extension) -> None:
         def compile_for(name: str, flags: list[str]) -> list[str]:
             return self.compiler.compile(
-                [str(OPS / "cpu_kernels.cpp")],
+                [str(OPS / "cpu_kernels.cpp"), str(OPS / "cpu_formula_kernels.cpp")],
                 output_dir=str(Path(self.build_temp) / name),
                 macros=[("INSTRUCTION_SET", name)],
                 extra_postargs=[
@@ -63,6 +63,10 @@ class BuildKernels(build_ext):
                     "-Wno-psabi",
                     "-Wno-maybe-uninitialized",
                     "-fvisibility=hidden",
+                    # So that loops become vectors: nobody reads errno or the exceptions' flags.
+                    "-fno-math-errno",
+                    "-fno-trapping-math",
+                    "-fopenmp-simd",
                     *flags,
                 ],
                 depends=ext.depends,
@@ -88,8 +92,11 @@ def extensions() -> list[Extension]:
     return [
         Extension(
             "evonorm.ops._cpu",
-            [str(OPS / "cpu.cpp"), str(OPS / "cpu_autograd.cpp")],
-            depends=[str(OPS / f"cpu_{name}") for name in ("kernels.cpp", "kernels.h", "work.h")],
+            [str(OPS / f"cpu{name}.cpp") for name in ("", "_autograd", "_formula")],
+            depends=[
+                *(str(OPS / f"cpu_{name}") for name in ("kernels.cpp", "kernels.h", "work.h")),
+                *(str(OPS / f"cpu_formula{name}") for name in ("_kernels.cpp", ".h")),
+            ],
             include_dirs=cpp_extension.include_paths(),
             library_dirs=cpp_extension.library_paths(),
             libraries=["c10", "torch_cpu"],

@@ -192,18 +192,24 @@ def keep_inputs_only(function: Callable[..., Tensor], *inputs: Tensor | None) ->
 
     A compiler, a tracer or a transform of torch.func sees the plain function.
     """
-    if (
-        not torch.is_grad_enabled()
-        or transformed()
-        or torch.jit.is_tracing()
-        or torch.compiler.is_compiling()
-        or not any(t is not None and t.requires_grad for t in inputs)
-    ):
+    if looked_at() or not differentiated(*inputs):
         return function(*inputs)
-    return _KeepInputsOnly.apply(function, *inputs)
+    return KeepInputsOnly.apply(function, *inputs)
 
 
-class _KeepInputsOnly(torch.autograd.Function):
+def looked_at() -> bool:
+    """Whether a compiler, a tracer or a transform of torch.func looks at what runs."""
+    return torch.compiler.is_compiling() or transformed() or torch.jit.is_tracing()
+
+
+def differentiated(*inputs: Tensor | None) -> bool:
+    """Whether there will be a backward pass to any of the inputs."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+
+
+class KeepInputsOnly(torch.autograd.Function):
+    """See :func:`keep_inputs_only`."""
+
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         ctx.function = function

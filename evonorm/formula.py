@@ -39,6 +39,7 @@ from .expression import (
     number,
 )
 from .latex import latex
+from .program import Program, compile_program
 
 _OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 SHOWN = 200  # characters of a formula in an error's line
@@ -82,10 +83,21 @@ class Formula:
         return compile_function(self.root, self.batch)
 
     @cached_property
+    def program(self) -> Program | None:
+        """The same as steps for the operators of :mod:`evonorm.ops`; None if it is too long."""
+        return compile_program(self.root, self.batch)
+
+    @cached_property
     def inner_functions(self) -> list[Callable[..., Tensor] | None]:
         """Likewise what each aggregation in `batch` is taken of; None for x itself."""
         inner = [node.inputs[0] for node in self.batch]
         return [None if a.op == "x" else compile_function(a, self.batch) for a in inner]
+
+    @cached_property
+    def inner_programs(self) -> list[Program | None]:
+        """Likewise as steps."""
+        inner = [node.inputs[0] for node in self.batch]
+        return [None if a.op == "x" else compile_program(a, self.batch) for a in inner]
 
     @property
     def latex(self) -> str:

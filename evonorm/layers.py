@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
-from .base import NormAct, affine, keep_inputs_only, track, transformed
+from .base import NormAct, affine, keep_inputs_only, looked_at, track, transformed
 from .expression import Node
 from .formula import read_formula
 from .formulas import FORMULAS
+from .program import Evaluation, Program
 from .recomputation import offer
 from .statistics import batch_moments, synchronized, widen
 
@@ -186,7 +187,16 @@ class EvoNorm(NormAct):
             return self.evaluate(x, v, v0, statistics, weight, bias)
 
         inputs = (x, self.v, self.v0, weight, bias, *statistics)
-        return offer(keep_inputs_only(evaluate, *inputs), evaluate, *inputs)
+        return self._evaluated(self.formula.program, evaluate, *inputs)
+
+    def _evaluated(
+        self, program: Program | None, function: Callable[..., Tensor], *inputs: Tensor | None
+    ) -> Tensor:
+        """function(*inputs), by its program where that is possible; training keeps the inputs."""
+        if program is None or looked_at() or not ops.evaluates(*inputs):
+            return offer(keep_inputs_only(function, *inputs), function, *inputs)
+        evaluation = Evaluation(function, program, self.num_groups, self.eps)
+        return offer(evaluation.run(*inputs), evaluation.forward, *inputs)
 
     @torch.jit.unused
     def _batch_statistics(self, x: Tensor) -> list[Tensor]:
