@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +21,7 @@ from evonorm_runs.random_state import mix
 from .anchors import build_anchor
 from .config import parts
 from .evaluation import Data, Training, batches
-from .search import Search
+from .search import Search, evaluations
 from .sift import NEW, SEEN_FORMULA, SEEN_VALUES, STAGES, Sieve
 from .space import Graph, Space, formula
 from .store import Store
@@ -124,44 +124,57 @@ class _Passes:
         return NEW, None, key.to_bytes(16, "big")
 
 
+class _Simulated:
+    """So many workers, of which a random one has ended whenever all of them are at work."""
+
+    def __init__(self, count: int, scores: int) -> None:
+        self.room, self._rng, self._scores = count, Random(0), scores
+        self._busy: list[Future] = []
+
+    def submit(self, norm_act: str) -> Future:
+        future: Future = Future()
+        self._busy.append(future)
+        if len(self._busy) == self.room:
+            place = self._rng.randrange(self.room)
+            self._busy[place], self._busy[-1] = self._busy[-1], self._busy[place]
+            self._busy.pop().set_result(self._result())
+        return future
+
+    def _result(self) -> dict[str, Any]:
+        scores = [self._rng.random() for _ in range(self._scores)]
+        curves = [[round(self._rng.random(), 4) for _ in range(20)] for _ in scores]
+        return {"stage": "trained", "scores": scores, "curves": curves}
+
+    def lost(self, error: BaseException) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
 def driver(cfg: CfgNode, folder: Path, candidates: int, workers: int) -> list[dict[str, float]]:
     """What a candidate costs the driver, with the settings of a full-size search.
 
-    It draws and records as a search does, with a store, a population of 2500 members and
-    tournaments of 125. Workers are simulated: each is a place in a queue, from which they finish in
-    a random order, with random scores and a curve of losses for each anchor. What the sieve costs
-    is told apart, since most graphs that it sees never become candidates.
+    The loop of a search, with its store, a population of 2500 members and tournaments of 125, but
+    with simulated workers, who give random scores and curves. What the sieve costs is told apart,
+    since most graphs that it sees never become candidates.
 
     Returns:
-        for each thousand candidates, the mean milliseconds of one, and their slowest.
+        for each thousand candidates, the mean milliseconds of one.
     """
     store = Store(folder, repr(parts(cfg)[0]))
     search = Search(cfg, store)
     search.sieve = _Passes()
-    rng = Random(0)
-    pending: list[tuple[float, int, Any]] = []
-    found, times = [], []
-    anchors = len(cfg.ANCHORS)
-    for done in range(candidates + workers):
-        start = time.perf_counter()
-        candidate = search.propose()
-        spent = time.perf_counter() - start
-        heapq.heappush(pending, (done + rng.random() * 2 * workers, candidate.key, candidate))
-        if len(pending) < workers:
-            continue
-        candidate = heapq.heappop(pending)[2]
-        result = {
-            "stage": "trained",
-            "scores": [rng.random() for _ in range(anchors)],
-            "curves": [[round(rng.random(), 4) for _ in range(20)] for _ in range(anchors)],
-        }
-        start = time.perf_counter()
+    found, start = [], None
+    for candidate, result in evaluations(search, _Simulated(workers, len(cfg.ANCHORS))):
+        start = start or time.perf_counter()  # once each worker has its first one
         search.record(candidate, result)
-        times.append(1e3 * (spent + time.perf_counter() - start))
-        if len(times) == CHUNK:
-            row = {"ms": statistics.fmean(times), "worst_ms": max(times)}
-            found.append({"candidates": CHUNK * (len(found) + 1), **row})
-            times.clear()
+        if search.evaluated % CHUNK == 0:
+            now = time.perf_counter()
+            found.append({"candidates": search.evaluated, "ms": 1e3 * (now - start) / CHUNK})
+            start = now
+        if search.evaluated == candidates:
+            break
     store.db.close()
     return found
 

@@ -146,7 +146,7 @@ def run(
         _check_same(cfg, store)
         write_start(cfg, search.next)
         begin, before = time.perf_counter(), search.evaluated
-        for candidate, result in _evaluations(search, opened):
+        for candidate, result in evaluations(search, opened):
             result = scored(cfg.EVOLUTION.SCORE, candidate.formula, result)
             search.record(candidate, result)
             minutes = (time.perf_counter() - begin) / 60
@@ -203,7 +203,7 @@ def _workers(cfg: CfgNode, at_once: int, ray_address: str | None) -> Workers:
     return OnRay(partial(work, task), ray_address, gpus)
 
 
-def _evaluations(search: Search, workers: Workers) -> Iterator[tuple[Candidate, dict[str, Any]]]:
+def evaluations(search: Search, workers: Workers) -> Iterator[tuple[Candidate, dict[str, Any]]]:
     """Evaluate candidates, as many at a time as there is room for; yields them as they end."""
     ended: SimpleQueue[Future] = SimpleQueue()
     pending: dict[Future, tuple[Candidate, int]] = {}
