@@ -2,7 +2,7 @@
 
 :mod:`.reference` says what they compute and is what runs where a device has no kernel of its own.
 `cpu.cpp` holds the kernels for the CPU, which setup.py builds where there is a compiler, and with
-them `cpu_autograd.cpp`, which makes a call cheaper. `cuda.py` holds the kernels for NVIDIA GPUs,
+them `cpu_autograd.cpp`, which makes a call cheaper. `cuda.py` runs the kernels for NVIDIA GPUs,
 which need Triton. PyTorch for NVIDIA GPUs brings Triton along.
 """
 
@@ -152,11 +152,22 @@ _formulas = torch._C._dispatch_has_kernel_for_dispatch_key("evonorm::formula_for
 @cache
 def _gpu() -> ModuleType:
     """The module that runs on GPUs. It is imported at the first call, since Triton loads slowly."""
-    if torch.version.cuda and os.environ.get("EVONORM_REFERENCE") != "1":
-        with suppress(ImportError):
-            from . import cuda
+    if not torch.version.cuda or os.environ.get("EVONORM_REFERENCE") == "1":
+        return reference
+    with suppress(ImportError):
+        from . import cuda
 
+        try:
+            if torch.cuda.is_available():
+                cuda.probe()
             return cuda
+        except Exception as error:  # no compiler, no Python.h, a GPU that Triton doesn't know
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            warnings.warn(
+                f"Triton {cuda.triton.__version__} can't compile, so GPUs run evonorm's slower "
+                f"reference; it needs a C compiler and Python's headers ({line})",
+                stacklevel=2,
+            )
     return reference
 
 

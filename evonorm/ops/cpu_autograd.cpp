@@ -1,5 +1,6 @@
-// The gradient of evonorm::forward on a CPU. __init__.py registers the same in Python for the other
-// devices. In C++ a call takes half the time, which makes a difference on small maps.
+// The gradient of evonorm::forward on CPUs and GPUs. __init__.py registers the same in Python for the
+// other devices. In C++ a call takes half the time, which makes a difference on small maps. Nothing
+// here depends on the device, so CUDA's toolkit is not needed.
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -111,5 +112,6 @@ Outputs differentiable(const Tensor& x, Parameter v, Parameter var, Parameter we
 }  // namespace
 
 TORCH_LIBRARY_IMPL(evonorm, AutogradCPU, m) { m.impl("forward", differentiable); }
+TORCH_LIBRARY_IMPL(evonorm, AutogradCUDA, m) { m.impl("forward", differentiable); }
 
 }  // namespace evonorm

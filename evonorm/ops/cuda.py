@@ -1,10 +1,16 @@
-"""The operators on a GPU: how a tensor is divided among programs, and which kernels run."""
+"""The operators on a GPU: how a tensor is divided among programs, and which kernels run.
+
+On small maps a call takes longer in Python than on the GPU. So all that follows from the shapes and
+dtypes of a call is worked out once and kept, and Triton's own look-up is skipped from then on.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import torch
 import triton
@@ -12,10 +18,15 @@ from torch import Tensor
 
 from . import reference
 from . import triton_kernels as kernels
+from . import triton_split as split
+from . import triton_whole as whole
 
-ON_CHIP = 16384  # values of the largest tile: 32 for each of 512 threads
-TILE = 4096  # values of a tile if there are many tiles; at least 128
-PER_PROCESSOR = 4  # programs: some compute while others wait for the memory
+ON_CHIP = 16384  # values of the largest tile that holds a group: 32 for each of 512 threads
+TILE = 4096  # values of a tile of a divided group; at least 128
+WARPS = 32  # of a multiprocessor: some compute while others wait for the memory
+CHANNEL = 2**18  # values of the largest channel that one program takes, over all samples
+KEPT = 10000  # calls
+CONSTANTS_ARE_PASSED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
 
 def forward(
@@ -30,43 +41,30 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.forward`, which takes over float64 and empty tensors."""
     parameters = (v, var, weight, bias)
-    _check(x, parameters, groups, kind)
-    if x.dtype == torch.float64 or x.numel() == 0:
+    call = _call(x, parameters, groups, kind, 1)
+    if call.by_reference:
         return reference.forward(x, *parameters, groups, eps, kind)
-    x, layout, last = _dense(x)
-    n, c, h, w = x.shape
-    groups = c if kind[0] == "B" else groups
-    own_var = kind[0] == "B" and var is None
-    plan = _plan(x, c // groups, last, own_var, tensors=1)
-    y = torch.empty_like(x, memory_format=layout)
-    stats = x.new_empty((2, n, groups), dtype=torch.float32)
-    batch_stats = x.new_empty((2, c if own_var else 0), dtype=torch.float32)
-    parts = x.new_empty((0 if plan.once else 3, n, groups, plan.parts), dtype=torch.float32)
-    (v, _), (var, _) = _rows(v), _rows(batch_stats[1] if own_var else var)
-    (weight, weight_step), (bias, bias_step) = _rows(weight), _rows(bias)
-
-    constants = _constants(plan, kind, last, c // groups, c if last else h * w)
-
-    def launch(reduce: bool, write: bool) -> None:
-        kernels.forward[(plan.programs,)](
-            x, y, v, var, weight, bias, stats, parts, weight_step, bias_step, n, c, h * w,
-            plan.blocks, plan.splits, plan.tiles, eps, REDUCE=reduce, WRITE=write, **constants,
-        )  # fmt: skip
-
-    def combine(into: Tensor, whole: bool) -> None:
-        kernels.combine[(triton.cdiv(into[0].numel(), 4),)](
-            x, parts, into, n, c, h * w, plan.parts, eps, WIDTH=c // groups,
-            CENTRED=kind in reference.CENTRED, LAST=last, WHOLE=whole, BLOCK=4, BLOCK_I=128,
-        )  # fmt: skip
-
+    x, (v, var, weight, bias) = call.dense(x, parameters)
+    y = torch.empty_like(x, memory_format=call.layout)
+    stats = x.new_empty((2, call.n, call.groups), dtype=torch.float32)
+    batch_stats = x.new_empty((2, call.c if call.own_var else 0), dtype=torch.float32)
+    aligned = _aligned(x, v, var, weight, bias)
+    n, c, plane, steps = call.n, call.c, call.plane, call.steps
     with torch.cuda.device_of(x):
-        launch(True, plan.once)
-        if plan.parts > 1:
-            combine(stats, whole=False)
-        if own_var:
-            combine(batch_stats, whole=True)
-        if not plan.once:
-            launch(False, True)
+        if call.whole:
+            call.write(
+                aligned, x, y, v, var, weight, bias, stats, batch_stats, *steps, n, c, plane,
+                *call.division, eps,
+            )  # fmt: skip
+            return y, stats, batch_stats
+        parts = x.new_empty((3, n, call.groups, call.parts), dtype=torch.float32)
+        call.reduce(aligned, x, parts, n, c, plane, *call.division)
+        if call.own_var:
+            call.combine(aligned, x, parts, batch_stats, n, c, plane, call.parts)
+        call.write(
+            aligned, x, y, v, var, weight, bias, stats, batch_stats, parts, *steps, n, c, plane,
+            *call.division, eps,
+        )  # fmt: skip
     return y, stats, batch_stats
 
 
@@ -85,128 +83,260 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `reference.backward`, which takes over float64 and empty tensors."""
     parameters = (v, var, weight, bias)
-    _check(x, parameters, groups, kind)
-    if x.dtype == torch.float64 or x.numel() == 0:
+    call = _call(x, parameters, groups, kind, 2)
+    if call.by_reference:
         return reference.backward(dy, x, *parameters, stats, batch_stats, groups, eps, kind)
-    x, layout, last = _dense(x)
-    dy, stats = dy.to(x.dtype).contiguous(memory_format=layout), stats.contiguous()
-    n, c, h, w = x.shape
-    groups = c if kind[0] == "B" else groups
-    own_var = kind[0] == "B" and var is None
-    plan = _plan(x, c // groups, last, own_var, tensors=2)
-    dx = torch.empty_like(x, memory_format=layout)
-    sums = x.new_empty((4, n, plan.splits, c), dtype=torch.float32)  # for v, var, weight, bias
-    d_s = x.new_empty((n, groups, plan.parts), dtype=torch.float32)
-    batch_mean, var = batch_stats if own_var else (None, var)
-    (v, _), (var, _), (batch_mean, _) = _rows(v), _rows(var), _rows(batch_mean)
-    weight, weight_step = _rows(weight)
-    constants = _constants(plan, kind, last, c // groups, c if last else h * w)
-
-    def launch(reduce: bool, write: bool, d_s: Tensor, d_var: Optional[Tensor] = None) -> None:
-        kernels.backward[(plan.programs,)](
-            dy, x, dx, v, var, weight, stats, batch_mean, d_var, d_s, sums, weight_step, n, c,
-            h * w, plan.blocks, plan.splits, plan.tiles, eps, REDUCE=reduce, WRITE=write,
-            **constants,
-        )  # fmt: skip
-
+    x, (v, var, weight, _) = call.dense(x, parameters)
+    if dy.dtype != x.dtype:
+        dy = dy.to(x.dtype)
+    dy, stats = dy.contiguous(memory_format=call.layout), stats.contiguous()
+    dx = torch.empty_like(x, memory_format=call.layout)
+    sums = x.new_empty((4, call.rows, call.c), dtype=torch.float32)  # for v, var, weight, bias
+    # Not parts of one tensor: what PyTorch compiles takes it that gradients are aligned.
+    gradients = [
+        x.new_empty(0, dtype=torch.float32) if p is None else p.new_empty(p.shape)
+        for p in parameters
+    ]
+    outputs = [None if p is None else d for p, d in zip(parameters, gradients)]
+    aligned = _aligned(x, dy, v, var, weight, stats, batch_stats)
+    n, c, plane, step = call.n, call.c, call.plane, call.steps[0]
     with torch.cuda.device_of(x):
-        launch(True, plan.once, d_s)
-        totals = sums.sum((1, 2))
-        if not plan.once:
-            launch(False, True, d_s.sum(2), totals[1] if own_var else None)
-    gradients = (
-        x.new_empty(0, dtype=torch.float32)  # as PyTorch has no optional outputs
-        if p is None
-        else (of_samples.sum(1) if p.dim() == 2 else total).to(p.dtype)
-        for p, of_samples, total in zip(parameters, sums, totals)
-    )
+        if call.whole:
+            call.write(
+                aligned, dy, x, dx, v, var, weight, stats, batch_stats, sums, step, n, c, plane,
+                *call.division, eps,
+            )  # fmt: skip
+            if call.finishes:
+                call.finish(True, sums, *outputs, *call.finished)
+            return (dx, *gradients)
+        d_s = x.new_empty((n, call.groups, call.parts), dtype=torch.float32)
+        call.reduce(
+            aligned, dy, x, v, var, weight, stats, batch_stats, d_s, sums, step, n, c, plane,
+            *call.division, eps,
+        )  # fmt: skip
+        if call.own_var:
+            outputs[1] = x.new_empty(c, dtype=torch.float32)
+        if call.finishes or call.own_var:
+            call.finish(True, sums, *outputs, *call.finished)
+        call.write(
+            aligned, dy, x, dx, v, var, weight, stats, batch_stats, outputs[1], d_s, step, n, c,
+            plane, *call.division, eps,
+        )  # fmt: skip
     return (dx, *gradients)
 
 
-class _Plan(NamedTuple):
-    """How a tensor is divided among programs."""
-
-    once: bool  # whether one launch does all
-    blocks: int  # the channels are divided into these
-    splits: int  # a plane is divided into these
-    tiles: int  # a split is divided into these
-    parts: int  # a group is divided into these
-    part: int  # channels of a group in a tile
-    block_c: int
-    block_p: int
-    programs: int
-    warps: int
+def probe() -> None:
+    """Compile and launch a kernel, to see whether that works."""
+    kernels.probe[(1, 1, 1)](torch.empty(1, device="cuda"))
 
 
-def _plan(x: Tensor, width: int, last: bool, own_var: bool, tensors: int) -> _Plan:
-    """Divide x, with groups of `width` channels. A tile holds values of `tensors` such tensors."""
-    n, c, h, w = x.shape
-    plane, groups, group = h * w, c // width, triton.next_power_of_2(width)
-    row, column = triton.next_power_of_2(plane), triton.next_power_of_2(groups) * group
-    wanted = _wanted(x.device)
-    # A GPU reads 32 bytes at a time.
-    block_c, block_p = max(group, min(32 // x.element_size(), column) if last else 1), row
-    once = not own_var and block_c * row <= ON_CHIP // tensors
-    if once:
-        while 2 * block_c * row <= 1024 and n * groups * group >= 2 * block_c * wanted:
-            block_c *= 2
-    else:
-        tile = TILE // tensors
-        block_c = min(64, column) if last else min(tile // min(tile // 4, row), column)
+class _Launch:
+    """A kernel with its grid and its constants."""
+
+    def __init__(self, kernel: Any, programs: int, warps: int, **constants: Any) -> None:
+        self.kernel, self.programs, self.warps, self.constants = kernel, programs, warps, constants
+        self.run: Any = None
+        names = kernel.arg_names[-len(constants) :] if CONSTANTS_ARE_PASSED else ()
+        self.passed = tuple(constants[name] for name in names)
+
+    def __call__(self, aligned: bool, *arguments: Any) -> None:
+        """Launch with what varies. Where the tensors are not `aligned`, Triton looks closer."""
+        if self.run is not None and aligned:
+            self.run(*arguments, *self.passed)
+            return
+        grid = (self.programs, 1, 1)
+        compiled = self.kernel[grid](*arguments, **self.constants, num_warps=self.warps)
+        if aligned and compiled is not None:  # it is None in Triton's interpreter
+            self.run = compiled[grid]
+
+
+class _Call:
+    """All that follows from the shapes, strides and dtypes of a call.
+
+    `tensors` like x are in a tile at once: 1 in the forward pass, 2 in the backward pass.
+    """
+
+    def __init__(
+        self, x: Tensor, parameters: tuple[Optional[Tensor], ...], groups: int, kind: str,
+        tensors: int,
+    ) -> None:  # fmt: skip
+        _check(x, parameters, groups, kind)
+        self.by_reference = x.dtype == torch.float64 or x.numel() == 0
+        if self.by_reference:
+            return
+        self.kind, self.tensors, self.itemsize = kind, tensors, x.element_size()
+        self.processors = _processors(x.device)
+        self.n, self.c, h, w = x.shape
+        self.plane = h * w
+        series_b = kind[0] == "B"
+        self.groups = self.c if series_b else groups
+        self.width = self.c // self.groups
+        self.own_var = series_b and parameters[1] is None
+        self.layout = reference._memory_format(x)
+        self.last = self.layout == torch.channels_last or self.plane == 1
+        self.each = [p is not None and p.dim() == 2 for p in parameters[2:]]
+        # From one sample's row of weight and bias to the next.
+        self.steps = [
+            (p.stride(0) if p.stride(1) == 1 else self.c) if each else 0
+            for p, each in zip(parameters[2:], self.each)
+        ]
+        self.is_dense = x.is_contiguous(memory_format=self.layout) and not any(
+            p is not None and p.stride(-1) != 1 for p in parameters
+        )
+        self.finishes = any(p is not None for p in parameters)
+        if not self._plan_whole():
+            self._plan_split()
+
+    def dense(
+        self, x: Tensor, parameters: tuple[Optional[Tensor], ...]
+    ) -> tuple[Tensor, tuple[Optional[Tensor], ...]]:
+        """x in a dense layout, and parameters with consecutive channels: copied where need be."""
+        if self.is_dense:
+            return x, parameters
+        rows = (p if p is None or p.stride(-1) == 1 else p.contiguous() for p in parameters)
+        return x.contiguous(memory_format=self.layout), tuple(rows)
+
+    def _plan_whole(self) -> bool:
+        """Divide x so that a program has whole groups, if they fit on a multiprocessor."""
+        n, part, row = self.n, _power(self.width), _power(self.plane)
+        column, limit = _power(self.groups) * part, ON_CHIP // self.tensors
+        rows = part
+        if self.own_var:  # a row is a sample of one channel
+            rows = max(min(_power(n), limit // 2 // row), 1)
+            enough = 2 * self.c >= self.processors and n * self.plane <= CHANNEL
+            self.whole = enough and not (self.last or any(self.each)) and rows * row <= limit
+        else:
+            if self.last:  # a GPU reads 32 bytes at a time
+                rows = max(part, min(32 // self.itemsize, column))
+            if self.last or part == 1:
+                while rows * row < 512 and rows < column:
+                    rows *= 2
+            self.whole = rows * row <= limit
+        if not self.whole:
+            return False
+        values = rows * row
+        of_warp = 1024 if self.own_var and self.tensors == 1 else 512 // self.tensors
+        warps = min(max(values // of_warp, 1), 16)
+        self.blocks = self.c if self.own_var else -(-self.groups // (rows // part))
+        wanted = self.processors * max(WARPS // warps, 1)
+        samples = n if self.own_var else 1 if any(self.each) else max(n * self.blocks // wanted, 1)
+        self.rows = -(-n // samples)
+        self.division = (self.blocks, samples)
+        self.finished = (self.rows, 1, self.c)
+        vector = math.gcd(self.plane, 16 // self.itemsize)
+        run = 1 if self.last else min(row, 8 * vector)
+        constants = self._constants(part) | {
+            "ROWS": rows,
+            "COLUMNS": row // run,
+            "RUN": run,
+            "OWN_VAR": self.own_var,
+        }
+        kernel = whole.forward if self.tensors == 1 else whole.backward
+        self.write = _Launch(kernel, self.blocks * self.rows, warps, **constants)
+        self.finish = self._finish()
+        return True
+
+    def _plan_split(self) -> None:
+        """Divide x so that programs have parts of groups. `reduce` runs first, `write` last."""
+        n, group, row = self.n, _power(self.width), _power(self.plane)
+        column, tile = _power(self.groups) * group, TILE // self.tensors
+        block_c = min(64, column) if self.last else min(tile // min(tile // 4, row), column)
         block_p = min(tile // block_c, row)
-    part = min(group, block_c)
-    blocks = triton.cdiv(groups, block_c // part) * triton.cdiv(width, part)
-    tiles = triton.cdiv(plane, block_p)
-    tiles = triton.cdiv(tiles, max(wanted // (n * blocks), 1))
-    splits = triton.cdiv(triton.cdiv(plane, block_p), tiles)
-    return _Plan(
-        once=once,
-        blocks=blocks,
-        splits=splits,
-        tiles=tiles,
-        parts=splits * triton.cdiv(width, part),
-        part=part,
-        block_c=block_c,
-        block_p=block_p,
-        programs=n * blocks * splits,
-        warps=min(max(block_c * block_p * tensors // 512, 1), 16),
+        part = min(group, block_c)
+        warps = min(max(block_c * block_p * self.tensors // 512, 1), 16)
+        parts = -(-self.width // part)
+        self.blocks = -(-self.groups // (block_c // part)) * parts
+        # Channels last take more registers, so fewer programs are on a multiprocessor.
+        wanted = self.processors * max((WARPS - 8 * self.last) // warps, 1)
+        all_tiles = -(-self.plane // block_p)
+        tiles = -(-all_tiles // max(wanted // (n * self.blocks), 1))
+        splits = -(-all_tiles // tiles)
+        self.parts, self.rows = splits * parts, n * splits
+        self.division = (self.blocks, splits, tiles)
+        self.finished = (n, splits, self.c)
+        own_var = {"OWN_VAR": self.own_var}
+        constants = self._constants(part) | {"BLOCK_C": block_c, "BLOCK_P": block_p}
+        adds_up = constants | {"BLOCK_I": _power(self.parts)} | own_var
+        programs = (n * self.blocks * splits, warps)
+        if self.tensors == 1:
+            kept = ("LAST", "ALIGN", "WIDTH", "PART", "BLOCK_C", "BLOCK_P")
+            moments = {name: constants[name] for name in kept}
+            self.reduce = _Launch(split.moments, *programs, **moments)
+            self.write = _Launch(split.forward, *programs, **adds_up)
+            sizes = {"LAST": self.last, "BLOCK": 4, "BLOCK_I": 128}
+            self.combine = _Launch(split.combine, -(-self.c // 4), 4, **sizes)
+        else:
+            sums = {k: value for k, value in constants.items() if k != "CENTRED"} | own_var
+            self.reduce = _Launch(split.sums, *programs, **sums)
+            self.write = _Launch(split.backward, *programs, **adds_up)
+            self.finish = self._finish()
+
+    def _finish(self) -> _Launch:
+        each = {"EACH_WEIGHT": self.each[0], "EACH_BIAS": self.each[1]}
+        return _Launch(split.finish, 4 * -(-self.c // 16), 4, **each, BLOCK_R=64, BLOCK=16)
+
+    def _constants(self, part: int) -> dict[str, Any]:
+        return {
+            "KIND": self.kind,
+            "GATED": self.kind[0] == "S",
+            "CENTRED": self.kind in reference.CENTRED,
+            "LAST": self.last,
+            "ALIGN": math.gcd(self.c if self.last else self.plane, 16),
+            "WIDTH": self.width,
+            "PART": part,
+        }
+
+
+_calls: dict[tuple[Any, ...], _Call] = {}
+
+
+def _call(
+    x: Tensor, parameters: tuple[Optional[Tensor], ...], groups: int, kind: str, tensors: int
+) -> _Call:
+    key = (kind, groups, tensors, x.shape, x.stride(), x.dtype, x.device) + tuple(
+        p if p is None else (p.shape, p.stride(), p.dtype, p.device) for p in parameters
     )
+    call = _calls.get(key)
+    if call is None:
+        if len(_calls) >= KEPT:
+            _calls.clear()
+        call = _calls[key] = _Call(x, parameters, groups, kind, tensors)
+    return call
+
+
+def _aligned(*tensors: Optional[Tensor]) -> bool:
+    """Whether all begin at a multiple of 16 bytes, as Triton compiles another kernel if not."""
+    addresses = 0
+    for t in tensors:
+        if t is not None:
+            addresses |= t.data_ptr()
+    return addresses % 16 == 0
+
+
+def _power(number: int) -> int:
+    """The next power of two."""
+    return 1 << (number - 1).bit_length()
 
 
 @lru_cache
-def _wanted(device: torch.device) -> int:
-    """Programs that occupy the device."""
+def _processors(device: torch.device) -> int:
+    """The multiprocessors of the device."""
     if device.type != "cuda":
-        return 4  # Triton's interpreter
-    return PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+        return 1  # Triton's interpreter
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _constants(plan: _Plan, kind: str, last: bool, width: int, stride: int) -> dict[str, Any]:
-    return {
-        "KIND": kind,
-        "CENTRED": kind in reference.CENTRED,
-        "LAST": last,
-        "ALIGN": math.gcd(stride, 16),
-        "WIDTH": width,
-        "PART": plan.part,
-        "BLOCK_C": plan.block_c,
-        "BLOCK_P": plan.block_p,
-        "num_warps": plan.warps,
-    }
-
-
-def _dense(x: Tensor) -> tuple[Tensor, torch.memory_format, bool]:
-    """x in a dense layout (copied if it has none), the layout, and whether channels are last."""
-    layout = reference._memory_format(x)
-    last = layout == torch.channels_last or x.shape[2] * x.shape[3] == 1
-    return x.contiguous(memory_format=layout), layout, last
-
-
-def _rows(parameter: Optional[Tensor]) -> tuple[Optional[Tensor], int]:
-    """A parameter with consecutive channels, and the step from one sample's row to the next."""
-    if parameter is not None and parameter.stride(-1) != 1:
-        parameter = parameter.contiguous()
-    return parameter, parameter.stride(0) if parameter is not None and parameter.dim() == 2 else 0
+@contextmanager
+def as_if_on(processors: int) -> Iterator[None]:
+    """A context in which tensors are divided as for a GPU with this many multiprocessors."""
+    global _processors
+    before, _processors = _processors, lambda device: processors
+    _calls.clear()
+    try:
+        yield
+    finally:
+        _processors = before
+        _calls.clear()
 
 
 def _check(x: Tensor, parameters: tuple[Optional[Tensor], ...], groups: int, kind: str) -> None:
