@@ -25,10 +25,12 @@ def register_function(name: str, function: Callable[..., Tensor], inputs: int = 
         inputs: how many it takes.
 
     Raises:
-        ValueError: the name is no identifier, or taken.
+        ValueError: the name is no identifier, taken, or like that of a statistic.
     """
     if not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"function {name!r}: the name should be an identifier, such as 'erf'")
+    if name.endswith("_b") or name.startswith(("mean_", "std_", "rms_")):
+        raise ValueError(f"function {name!r} is named as a statistic: choose another name")
     if name in _TAKEN or name in OWN:
         raise ValueError(f"function {name!r} is there already: choose another name")
     OWN[name] = Own(function, inputs)

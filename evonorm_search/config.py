@@ -51,7 +51,7 @@ def get_cfg() -> CfgNode:
     c.ANCHORS = ("MobileNetV2-small", "EfficientNet-small", "ResNet-small")  # the cheapest first
 
     c.SEARCH = CfgNode()
-    c.SEARCH.GPUS_PER_TASK = 0.0  # on Ray; 0.1 lets ten candidates share a GPU
+    c.SEARCH.GPUS_PER_TASK = 0.0  # on Ray; 0.1 lets ten candidates share a GPU, 1.0 is a whole one
 
     c.SIEVE = CfgNode()
     # Hold back what has a formula or values seen before, or is not finite, constant or without a

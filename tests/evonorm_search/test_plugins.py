@@ -58,6 +58,8 @@ def test_what_is_registered_twice_is_refused(own):
         lambda: register_function("softsign", torch.sign),
         lambda: register_function("max", torch.sign),
         lambda: register_function("v0", torch.sign),
+        lambda: register_function("sign_b", torch.sign),
+        lambda: register_function("std_x", torch.sign),
         lambda: register_anchor("ResNet-small")(torch.nn.Identity),
         lambda: register_score("accuracy")(print),
     ):
