@@ -84,7 +84,7 @@ class Formula:
 
     @cached_property
     def program(self) -> Program | None:
-        """The same as steps for the operators of :mod:`evonorm.ops`; None if it is too long."""
+        """The same as steps for operators of :mod:`evonorm.ops`; None if there is none."""
         return compile_program(self.root, self.batch)
 
     @cached_property

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .base import KeepInputsOnly, differentiated
-from .expression import AGGREGATIONS, Node
+from .expression import AGGREGATIONS, OWN, Node
 
 # In the order of cpu_formula.h. `root` is sqrt(a + eps), `guarded` a denominator that may be zero.
 OPS = (
@@ -33,11 +33,13 @@ class Program(NamedTuple):
 
 
 def compile_program(root: Node, batch: list[Node]) -> Program | None:
-    """The program of an expression; None for one that is too long.
+    """The program of an expression; None for one too long, or with a user's function.
 
     Args:
         batch: the aggregations over the batch, which are given as statistics.
     """
+    if any(node.op in OWN for node in root.walk()):
+        return None
     writer = _Writer(batch)
     writer.full(root)
     if len(writer.numbers) > LONGEST:
