@@ -18,7 +18,8 @@ from evonorm_runs.config import (
 from evonorm_runs.errors import UserError, user_errors
 
 MODELS = (
-    *("preact_resnet8", "preact_resnet50", "preact_resnet101", "mobilenet_v2"),
+    *("preact_resnet8", "preact_resnet50", "preact_resnet101"),
+    *("mobilenet_v2", "efficientnet_b0"),
     *("resnet18", "resnet34", "resnet50", "resnet101"),  # in Detectron2's layout
 )
 

@@ -1,8 +1,9 @@
-"""The classifiers: ResNets and MobileNetV2, with any norm-act.
+"""The classifiers: ResNets, MobileNetV2 and EfficientNet-B0, with any norm-act.
 
 The pre-activation ResNets of He et al. 2016, Identity Mappings in Deep Residual Networks
 (arXiv:1603.05027), which the paper's tables have; those of Detectron2's layout, from
-detector_resnet.py; MobileNetV2 of Sandler et al. 2018 (arXiv:1801.04381).
+detector_resnet.py; MobileNetV2 of Sandler et al. 2018 (arXiv:1801.04381); EfficientNet-B0 of Tan
+and Le 2019 (arXiv:1905.11946), whose squeeze-and-excitation keeps its own activations.
 """
 
 from __future__ import annotations
@@ -154,11 +155,47 @@ def mobilenet_v2(num_classes: int, width: float = 1.0, size: int = 224) -> nn.Mo
     """torchvision's MobileNetV2. Small images are halved four times instead of five."""
     from torchvision.models import mobilenet_v2 as build  # slow to import
 
-    model = build(num_classes=num_classes, width_mult=width)
+    return _on_small_images(build(num_classes=num_classes, width_mult=width), size)
+
+
+def _on_small_images(model: nn.Module, size: int) -> nn.Module:
     if size <= SMALL:
         strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
         strided[1].stride = (1, 1)
     return model
+
+
+# Of EfficientNet-B0's stages: expansion, kernel, stride, channels in and out, blocks.
+B0 = (
+    (1, 3, 1, 32, 16, 1),
+    (6, 3, 2, 16, 24, 2),
+    (6, 5, 2, 24, 40, 2),
+    (6, 3, 2, 40, 80, 3),
+    (6, 5, 1, 80, 112, 3),
+    (6, 5, 2, 112, 192, 4),
+    (6, 3, 1, 192, 320, 1),
+)
+
+
+def efficientnet(
+    stages: tuple[tuple[int, ...], ...],
+    num_classes: int,
+    width: float = 1.0,
+    dropout: float = 0.2,
+    last_channel: int | None = None,
+) -> nn.Module:
+    """torchvision's EfficientNet of these stages; `dropout` is its stochastic depth's, too."""
+    from torchvision.models.efficientnet import EfficientNet, MBConvConfig  # slow to import
+
+    settings = [MBConvConfig(*stage, width_mult=width, depth_mult=1.0) for stage in stages]
+    return EfficientNet(
+        settings, dropout, dropout, num_classes=num_classes, last_channel=last_channel
+    )
+
+
+def efficientnet_b0(num_classes: int, width: float = 1.0, size: int = 224) -> nn.Module:
+    """torchvision's EfficientNet-B0. Small images are halved four times instead of five."""
+    return _on_small_images(efficientnet(B0, num_classes, width), size)
 
 
 def detector_resnet(
@@ -174,5 +211,6 @@ MODELS = {
     "preact_resnet50": partial(preact_resnet, (3, 4, 6, 3)),
     "preact_resnet101": partial(preact_resnet, (3, 4, 23, 3)),
     "mobilenet_v2": mobilenet_v2,
+    "efficientnet_b0": efficientnet_b0,
     **DETECTOR_MODELS,
 }

@@ -12,7 +12,14 @@ from typing import Any, Callable
 from torch import nn
 
 from evonorm import convert
-from evonorm_classifier.models import Bottleneck, PreActResNet, conv, preact_resnet
+from evonorm_classifier.models import (
+    B0,
+    Bottleneck,
+    PreActResNet,
+    conv,
+    efficientnet,
+    preact_resnet,
+)
 
 Factory = Callable[[int], nn.Module]  # number of classes -> images (N, 3, H, W) to scores
 
@@ -84,34 +91,6 @@ def without_first_strides(model: nn.Module) -> nn.Module:
         if shortcut is not None and strided[1] in block.children():
             shortcut.stride = (1, 1)
     return model
-
-
-# Of EfficientNet's stages: expansion, kernel, stride, channels in and out, blocks (Tan & Le 2019).
-B0 = (
-    (1, 3, 1, 32, 16, 1),
-    (6, 3, 2, 16, 24, 2),
-    (6, 5, 2, 24, 40, 2),
-    (6, 3, 2, 40, 80, 3),
-    (6, 5, 1, 80, 112, 3),
-    (6, 5, 2, 112, 192, 4),
-    (6, 3, 1, 192, 320, 1),
-)
-
-
-def efficientnet(
-    stages: tuple[tuple[int, ...], ...],
-    num_classes: int,
-    width: float = 1.0,
-    dropout: float = 0.2,
-    last_channel: int | None = None,
-) -> nn.Module:
-    """torchvision's EfficientNet of these stages; `dropout` is its stochastic depth's, too."""
-    from torchvision.models.efficientnet import EfficientNet, MBConvConfig  # slow to import
-
-    settings = [MBConvConfig(*stage, width_mult=width, depth_mult=1.0) for stage in stages]
-    return EfficientNet(
-        settings, dropout, dropout, num_classes=num_classes, last_channel=last_channel
-    )
 
 
 # Small ones, of the same kinds, for images of 16x16: some milliseconds a step on a CPU.

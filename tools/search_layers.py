@@ -8,6 +8,8 @@
                          the best ten on larger networks; the best three of them are the result
     search_layers.py test --config-file configs/search/rerank_small.yaml output/search/small_s
                          these three beside known layers, on images that nothing saw before
+    search_layers.py paper --gpus 8 output/search/paper_s /data/imagenet/train output/rerank
+                         the best ten on ImageNet, as in section 5.2; --dry-run prints commands
     search_layers.py show output/search/small_s 117 -o graph.svg
                          all about a candidate; `best` shows the keys
     search_layers.py survey --config-file configs/search/small_s.yaml --random 2000
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -28,7 +31,8 @@ from evonorm import check_norm_act
 from evonorm_runs.command_line import run_tool
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
-from evonorm_search import compare, rerank, survey
+from evonorm_runs.grid import run_jobs
+from evonorm_search import compare, paper_size, rerank, survey
 from evonorm_search.config import load_config
 from evonorm_search.drawing import svg
 from evonorm_search.plugins import load
@@ -53,6 +57,8 @@ def main() -> int:
         check_counts(args, "random")
         cfg = load_config(args.config_file, args.opts)
         print(f"\n{survey.table(survey.survey(cfg, args.random, at_once(args), args.ray))}")
+    elif args.command == "paper":
+        train_at_papers_size(args)
     elif args.command == "compare":
         print_comparison(args)
     elif args.command == "show":
@@ -104,6 +110,17 @@ def parse() -> argparse.Namespace:
     command.add_argument("--layers", nargs="+", metavar="NORM", help="in place of the best")
     command.add_argument("--images", type=int, default=2, metavar="N", help="per worker, too (2)")
     add_trainings(command)
+    command = commands.add_parser("paper", help="rerank at the paper's size, on ImageNet")
+    command.add_argument("--dry-run", action="store_true", help="print the commands only")
+    command.add_argument("--top", type=int, default=10, metavar="N", help="layers (10)")
+    command.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings (1)")
+    command.add_argument("--at-once", type=int, metavar="N", help="trainings at a time (1)")
+    command.add_argument("--gpus", type=int, default=0, metavar="N", help="of each training (0)")
+    command.add_argument("--ray", metavar="ADDRESS", help="train as tasks on a Ray cluster")
+    command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")
+    command.add_argument("images", type=Path, help="ImageNet's train, a folder per class")
+    command.add_argument("out", type=Path, help="folder of the runs and of links to the images")
+    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="such as SOLVER.AMP True")
     command = commands.add_parser("show", help="all about a candidate")
     command.add_argument("run", type=Path, help="OUTPUT_DIR of a search")
     command.add_argument("key", type=int, help="of the candidate")
@@ -198,6 +215,20 @@ def compare_trained(args: argparse.Namespace) -> None:
         layers = [*(args.layers or rerank.winners(cfg, args.run)), *rerank.KNOWN]
         wanted = rerank.test_jobs(layers, cfg.ANCHORS, args.seeds, args.images)
     print_rows(rerank.run_jobs(cfg, args.run, wanted, at_once(args)))
+
+
+def train_at_papers_size(args: argparse.Namespace) -> None:
+    check_counts(args, "top", "seeds")
+    layers = [candidate.formula for candidate, _ in best(open_store(args.run), args.top)]
+    out = args.out.absolute()
+    wanted = paper_size.runs(layers, args.seeds, out, args.opts)
+    if args.dry_run:
+        for run in wanted.values():
+            print(shlex.join(["python", *run.command(args.gpus)]))
+        return
+    paper_size.split(args.images, out / "data")
+    run_jobs(list(wanted.values()), at_once(args), args.gpus, args.ray)
+    print_rows(paper_size.results(wanted))
 
 
 def check_counts(args: argparse.Namespace, *names: str) -> None:

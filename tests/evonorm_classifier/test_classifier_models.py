@@ -62,7 +62,18 @@ class TestArchitecture:
         x = torch.randn(1, 3, 96, 96)
         assert torch.equal(ours.eval()(x), theirs.eval()(x))
 
-    @pytest.mark.parametrize("name, size", [("preact_resnet8", 4), ("mobilenet_v2", 2)])
+    def test_efficientnet_on_large_images_is_torchvisions(self):
+        from torchvision.models import efficientnet_b0
+
+        ours, theirs = BUILDERS["efficientnet_b0"](1000, 1.0, 224), efficientnet_b0()
+        assert parameters(ours) == 5_288_548  # torchvision's documentation
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(1, 3, 96, 96)
+        assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+    @pytest.mark.parametrize(
+        "name, size", [("preact_resnet8", 4), ("mobilenet_v2", 2), ("efficientnet_b0", 2)]
+    )
     def test_maps_of_small_images_do_not_shrink_to_a_point(self, name, size):
         model = build("MODEL.NAME", name)
         seen = []
@@ -85,12 +96,14 @@ class TestNorms:
         stock = (nn.BatchNorm2d, nn.GroupNorm, nn.ReLU, nn.ReLU6)
         assert not [m for m in model.modules() if isinstance(m, stock)]
         assert {site.norm_act for site in sites(model)} == {norm}
-        # A norm per convolution, but for projections; MobileNetV2's 17 blocks end without ReLU.
+        # A norm per convolution, but for projections; MobileNetV2's 17 blocks end without ReLU,
+        # and so do EfficientNet's 16.
         norms, linear = {
             "preact_resnet8": (2 * 3 + 1, 0),
             "preact_resnet50": (3 * 16 + 1, 0),
             "preact_resnet101": (3 * 33 + 1, 0),
             "mobilenet_v2": (52, 17),
+            "efficientnet_b0": (49, 16),
             "resnet18": (20, 11),
             "resnet34": (36, 19),
             "resnet50": (53, 20),
