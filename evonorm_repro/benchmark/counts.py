@@ -96,6 +96,8 @@ def count(launch: Launch, gpu: GPU) -> dict[str, Any]:
         for i in range(first, last + 1):
             times[i] *= turns
     warps = launch.programs * launch.warps
+    if launch.name == "finish":  # a program has one of four parameters
+        warps /= 4
     per_warp = {"issue": sum(times)}
     for unit, pattern in UNITS.items():
         per_warp[unit] = sum(t for t, o in zip(times, code.opcodes) if re.match(pattern, o))
