@@ -93,12 +93,6 @@ class Formula:
         inner = [node.inputs[0] for node in self.batch]
         return [None if a.op == "x" else compile_function(a, self.batch) for a in inner]
 
-    @cached_property
-    def inner_programs(self) -> list[Program | None]:
-        """Likewise as steps."""
-        inner = [node.inputs[0] for node in self.batch]
-        return [None if a.op == "x" else compile_program(a, self.batch) for a in inner]
-
     @property
     def latex(self) -> str:
         """In the paper's notation, for a mathematical environment of LaTeX."""

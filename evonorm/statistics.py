@@ -66,8 +66,8 @@ class _BatchMoments(torch.autograd.Function):
         x, mean, count = ctx.saved_tensors
         d_mean, d_var = _sum_over_ranks(torch.stack([d_mean, d_var]), ctx.sync)
         centred = widen(x) - mean[:, None, None]
-        dx = (d_mean[:, None, None] + 2 * d_var[:, None, None] * centred) / count.clamp(min=1)
-        return dx.to(x.dtype), None
+        shift, slope = (d[:, None, None] / count.clamp(min=1) for d in (d_mean, 2 * d_var))
+        return torch.addcmul(shift, centred, slope).to(x.dtype), None
 
 
 def _sum_over_ranks(x: Tensor, sync: bool) -> Tensor:
