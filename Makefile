@@ -12,7 +12,7 @@ PAGES := README.md mkdocs.yml $(shell find docs -type f 2>/dev/null)
 
 help:
 	@echo "make setup   install everything into .venv"
-	@echo "make demo    train Mask R-CNN and BigGAN-deep on handwritten digits and evaluate them"
+	@echo "make demo    train Mask R-CNN and BigGAN-deep on handwritten digits, search for layers"
 	@echo "make test    run all tests"
 	@echo "make docs    build the documentation's pages in site/"
 	@echo "make bench   time the layers on this machine"

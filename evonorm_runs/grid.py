@@ -31,7 +31,7 @@ from .pool import over_all
 
 @dataclass(frozen=True)
 class Job:
-    """A run of one of the training tools."""
+    """A run of one of the training tools, or a search."""
 
     folder: Path
     tool: str  # its path from the repository's root, "tools/train_net.py"
@@ -42,6 +42,8 @@ class Job:
         """The arguments to start Python with, for one process or one for each of `gpus` GPUs."""
         launcher: list[str] = []
         options = ["--config-file", str(ROOT / self.config), "--resume"]
+        if self.tool == "tools/search_layers.py":  # which has other commands too
+            options.insert(0, "run")
         if gpus > 1 and self.tool == "tools/train_net.py":
             options += ["--num-gpus", str(gpus), "--dist-url", "auto"]  # auto: a free port
         elif gpus > 1:
@@ -156,7 +158,7 @@ def _reason(code: int, output: Path, begin: int) -> str:
     text = output.read_bytes()[begin:].decode(errors="replace")
     lines = [line.strip() for line in text.split("\n")]
     # A tool's own line, which torchrun's report may follow.
-    own = [line for line in lines if re.match(r"train_\w+\.py: ", line)]
+    own = [line for line in lines if re.match(r"(train_\w+|search_layers)\.py: ", line)]
     words = [line for line in lines if re.search(r"\w", line)]
     return (own or words or [f"exit status {code}"])[-1]
 

@@ -1,4 +1,5 @@
-"""Train Mask R-CNN and BigGAN-deep with EvoNorm-S0 on handwritten digits, evaluate, and compare.
+"""Train Mask R-CNN and BigGAN-deep with EvoNorm-S0 on handwritten digits, evaluate, and compare;
+then search for new layers.
 
 It ends with a report, output/demo/report.html. After an interruption, the same command continues
 where it stopped.
@@ -35,6 +36,7 @@ with warnings.catch_warnings():
 OUTPUT = Path("output/demo")
 NORMS = ("EvoNormS0", "GN")
 GAN = OUTPUT / "biggan_EvoNormS0"
+SEARCHES = {"search_0": "0", "search_1": "1"}  # their seeds
 FIGURES = [f"{task}/{ap}" for task in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")] + ["time"]
 
 
@@ -53,6 +55,7 @@ def demonstrate() -> None:
     """Run the demo, from the data to the report."""
     detectors = detect()
     generators = generate()
+    find_layers()
     sheet, grid = OUTPUT / NORMS[0] / "predictions.png", GAN / "grid.png"
     print(f"\n{'Mask R-CNN':<24}{'box AP':>10}{'mask AP':>10}{'s/iteration':>13}")
     for norm, row in detectors.items():
@@ -63,14 +66,15 @@ def demonstrate() -> None:
     for images, row in generators.items():
         print(f"{images:<24}{row[keys[0]]:>10.2f}{row[keys[1]]:>12.2f}")
     write_result({"norms": detectors, "gan": generators})
-    step("6/6  Writing the report over these runs")
+    step("7/7  Writing the report over these runs")
     tool("report.py", OUTPUT, "-o", OUTPUT / "report.html")
     print(
         "\nThese are small tasks, one run each: they show that both learn, not which is better.\n\n"
-        f"Look at      {OUTPUT}/report.html, in a browser: curves, tables, pictures\n"
+        f"Look at      {OUTPUT}/report.html, in a browser: curves, tables, pictures, formulas\n"
         f"             {sheet}, {grid}\n"
         f"             {OUTPUT}/result.json, {OUTPUT}/*/metrics.json\n"
         f"             .venv/bin/tensorboard --logdir {OUTPUT}\n"
+        f"A search:    {OUTPUT}/search_* found formulas; each is a NORM, as EvoNormS0 is\n"
         "Real COCO:   put it where Detectron2 expects it (datasets/coco) and type\n"
         "             .venv/bin/python tools/train_net.py --num-gpus 8 --config-file \\\n"
         "               configs/detection/stock/mask_rcnn_R_50_FPN_3x_EvoNormS0.yaml\n"
@@ -81,30 +85,25 @@ def demonstrate() -> None:
 
 def detect() -> dict[str, dict[str, float]]:
     """Train the detectors side by side; returns the last figures of each."""
-    step("1/6  Making the data set: scenes of real handwritten digits")
+    step("1/7  Making the data set: scenes of real handwritten digits")
     write_digits(default_folder())
-    step("2/6  Training Mask R-CNN R-50-FPN with EvoNormS0 and with GN, side by side:")
+    step("2/7  Training Mask R-CNN R-50-FPN with EvoNormS0 and with GN, side by side:")
     print(f"     some five minutes on two cores; tail -f {OUTPUT}/*/output.txt shows how they do")
     config = "configs/detection/digits/mask_rcnn_digits_{}.yaml"
     jobs = [Job(OUTPUT / x, "tools/train_net.py", config.format(x), ()) for x in NORMS]
-    # One thread for each run is faster than two threads for one run after the other.
-    run_jobs(jobs, at_once=len(jobs))
-    for job in jobs:
-        reason = failure(job)
-        if reason:
-            raise UserError(f"{job.folder}: {reason}")
-    step("3/6  Drawing predictions beside the ground truth")
+    run_to_the_end(jobs)
+    step("3/7  Drawing predictions beside the ground truth")
     tool("visualize.py", OUTPUT / NORMS[0], "-o", OUTPUT / NORMS[0] / "predictions.png")
     return {norm: last_values(OUTPUT / norm) for norm in NORMS}
 
 
 def generate() -> dict[str, dict[str, float]]:
     """Train the generator. Returns its metrics, and those of real images and of no training."""
-    step("4/6  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
+    step("4/7  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
     file = ROOT / "configs/gan/digits.yaml"
     own = ("OUTPUT_DIR", GAN, "TEST.CACHE_DIR", OUTPUT / "cache")
     tool("train_gan.py", "--config-file", file, "--resume", *own)
-    step("5/6  Measuring it beside real validation scans and an untrained generator")
+    step("5/7  Measuring it beside real validation scans and an untrained generator")
     (GAN / "grid.png").unlink(missing_ok=True)
     tool("sample_gan.py", "grid", GAN, "-o", GAN / "grid.png")
     cfg = load_config(str(file), [str(x) for x in (*own, "DEVICE", "cpu")])
@@ -118,6 +117,29 @@ def generate() -> dict[str, dict[str, float]]:
         "untrained": evaluator.evaluate(build_generator(cfg)),
         f"after {steps} steps": evaluator.evaluate(trained),
     }
+
+
+def find_layers() -> None:
+    """Two searches of a process each, so that both are a function of their seed."""
+    step("6/7  Searching for layers from GN-ReLU on, with two seeds: a minute on two cores")
+    config = "configs/search/demo.yaml"
+    jobs = [
+        Job(OUTPUT / name, "tools/search_layers.py", config, ("SEED", seed))
+        for name, seed in SEARCHES.items()
+    ]
+    run_to_the_end(jobs)
+    for job in jobs:
+        print(f"\n{job.folder}", end="", flush=True)
+        tool("search_layers.py", "best", job.folder, "--top", 1)
+
+
+def run_to_the_end(jobs: list[Job]) -> None:
+    """Run these side by side: one thread for each is faster than two for one after the other."""
+    run_jobs(jobs, at_once=len(jobs))
+    for job in jobs:
+        reason = failure(job)
+        if reason:
+            raise UserError(f"{job.folder}: {reason}")
 
 
 def step(text: str) -> None:

@@ -112,6 +112,7 @@ def test_a_folder_at_work_is_left_alone(job, capsys):
     [
         ("tools/train_net.py", 8, [str(ROOT / "tools/train_net.py")]),
         ("tools/train_gan.py", 1, [str(ROOT / "tools/train_gan.py")]),
+        ("tools/search_layers.py", 1, [str(ROOT / "tools/search_layers.py"), "run"]),
         ("tools/train_gan.py", 8, ["-m", "torch.distributed.run", "--standalone"]),
     ],
 )

@@ -8,6 +8,9 @@ import json
 import demo
 import pytest
 
+from evonorm_search.results import evaluated
+from evonorm_search.store import Store
+
 
 @pytest.mark.slow
 def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, monkeypatch):
@@ -16,9 +19,17 @@ def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "write_digits", functools.partial(demo.write_digits, train=8, val=2))
     job, tool = demo.Job, demo.tool
     short = ("SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(3,)")
-    monkeypatch.setattr(demo, "Job", lambda *a: job(*a[:3], (*a[3], *short)))
+    few = ("CANDIDATES", "3", "PROXY.STEPS", "2", "PROXY.QUALITY", "0.0")
+    shorter = {"tools/train_net.py": short, "tools/search_layers.py": few}
+    monkeypatch.setattr(demo, "Job", lambda *a: job(*a[:3], (*a[3], *shorter[a[1]])))
     gan = {"train_gan.py": ("SOLVER.MAX_ITER", 3, "TEST.NUM_SAMPLES", 100)}
-    monkeypatch.setattr(demo, "tool", lambda name, *a: tool(name, *a, *gan.get(name, ())))
+    calls = []
+
+    def short_tool(name, *a):
+        calls.append((name, *map(str, a)))
+        tool(name, *a, *gan.get(name, ()))
+
+    monkeypatch.setattr(demo, "tool", short_tool)
     status, printed, _ = call()
     assert status == 0
     result = json.loads((tmp_path / "output/demo/result.json").read_text())
@@ -33,8 +44,13 @@ def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, monkeypatch):
     assert f"{rows['untrained'][key]:>12.2f}" in printed and "not comparable" in printed
     for picture in ("EvoNormS0/predictions.png", "biggan_EvoNormS0/grid.png"):
         assert (tmp_path / "output/demo" / picture).stat().st_size > 1000
+    for name in ("search_0", "search_1"):
+        found = evaluated(Store(tmp_path / "output/demo" / name).candidates())
+        assert len(found) == 3 and found[0][0].formula == "max((x - mean_g(x)) / std_g(x), 0)"
+        assert ("search_layers.py", "best", f"output/demo/{name}", "--top", "1") in calls
     report = (tmp_path / "output/demo/report.html").read_text()
     assert all(name in report for name in ("EvoNormS0", "GN", "biggan_EvoNormS0", "FID-digits"))
+    assert "Layer search" in report and "<math" in report
 
 
 def test_a_failing_tool_ends_the_demo(call, tmp_path, monkeypatch):
