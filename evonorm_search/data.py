@@ -11,16 +11,18 @@ Each set has the parts "train", "val" and "test", split class by class with a fi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.images.garments import load_garments
-from evonorm_runs.images.sets import FolderSet, ImageSet, TorchvisionSet
 
 from .evaluation import Data
+
+if TYPE_CHECKING:
+    from evonorm_runs.images.sets import ImageSet
 
 SEED = 0  # of the splits
 SHARE = 0.1  # of "val", and of a folder's "test"
@@ -89,6 +91,8 @@ def count_to_train_on(source: Source) -> int:
 
 
 def _open(source: Source, part: str) -> ImageSet:
+    from evonorm_runs.images.sets import FolderSet, TorchvisionSet  # imports torchvision, slowly
+
     root = Path(source.root).expanduser()
     if source.name == "folder":
         if not root.is_dir():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 from evonorm.expression import (
@@ -59,7 +60,7 @@ class Space:
         own = f", own={self.own}" if self.own else ""
         return f"Space(nodes={self.nodes}, batch={self.batch}{own})"
 
-    @property
+    @cached_property
     def ops(self) -> list[str]:
         """Those that a node may have, in a fixed order."""
         table = [op for op in OPS if self.batch or not op.endswith("_b")]
