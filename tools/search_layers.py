@@ -184,7 +184,8 @@ def print_comparison(args: argparse.Namespace) -> None:
 
 def print_best(store: Store, top: int) -> None:
     """Print the funnel and the candidates with the best mean accuracy."""
-    stages = [result["stage"] for candidate, result in store.candidates()]
+    evaluated = (row for row in store.candidates() if row[0].same_as is None)
+    stages = [result["stage"] for _, result in evaluated]
     counts = store.get("counts", {})
     print(f"\n{sum(counts.values())} graphs drawn")
     for stage, count in counts.items():
