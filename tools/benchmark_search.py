@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
+from evonorm_repro.benchmark import search as benchmark
 from evonorm_repro.benchmark.layers import machine
 from evonorm_repro.benchmark.plot import check_new
 from evonorm_runs.command_line import run_tool
 from evonorm_runs.errors import UserError, user_errors
-from evonorm_search import benchmark
 from evonorm_search.config import get_cfg
 from evonorm_search.data import Source, load_data
 from evonorm_search.store import FILE, Store

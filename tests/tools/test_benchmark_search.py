@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from evonorm_search import benchmark
+from evonorm_repro.benchmark import search as benchmark
 from evonorm_search.config import get_cfg
 from evonorm_search.data import Source, load_data
 from evonorm_search.space import Space

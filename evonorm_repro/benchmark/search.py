@@ -17,14 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evonorm_runs.errors import UserError
 from evonorm_runs.random_state import mix
-
-from .anchors import build_anchor
-from .config import parts
-from .evaluation import Data, Training, batches
-from .search import Search, evaluations
-from .sift import NEW, SEEN_FORMULA, SEEN_VALUES, STAGES, Sieve
-from .space import Graph, Space, formula
-from .store import Store
+from evonorm_search.anchors import build_anchor
+from evonorm_search.config import parts
+from evonorm_search.evaluation import Data, Training, batches
+from evonorm_search.search import Search, evaluations
+from evonorm_search.sift import NEW, SEEN_FORMULA, SEEN_VALUES, STAGES, Sieve
+from evonorm_search.space import Graph, Space, formula
+from evonorm_search.store import Store
 
 BASELINE = "BN-ReLU"
 WORKERS = 5000  # that the paper's search had
