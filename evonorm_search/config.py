@@ -44,7 +44,7 @@ def get_cfg() -> CfgNode:
     c.EVOLUTION.MUTATIONS = 2  # of a child
     c.EVOLUTION.RANDOM_CHILDREN = 0.5  # probability of a new random graph; 1 is random search
     c.EVOLUTION.WINNER = "pareto"  # or "average"
-    c.EVOLUTION.START = 10  # trained members before the first tournament
+    c.EVOLUTION.START = 1  # trained members before the first tournament
     c.EVOLUTION.SCORE = "accuracy"  # what is maximized; see evonorm_search/scores.py
     c.EVOLUTION.WARM_START = ()  # names or formulas to begin with, such as ("EvoNormS0",)
 
