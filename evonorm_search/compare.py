@@ -32,11 +32,18 @@ class Point(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What is compared of one search."""
+    """What is compared of one search.
+
+    Attributes:
+        count, seconds: of the whole search, as in :class:`Point`.
+        points: one after each candidate that was trained; none if all were rejected.
+    """
 
     folder: str
     method: str
     seed: int
+    count: int
+    seconds: float
     points: list[Point]
 
 
@@ -44,13 +51,15 @@ def read(store: Store) -> Search:
     """What is compared of a search.
 
     Raises:
-        UserError: the store is damaged, or holds no trained candidate.
+        UserError: the store is damaged, or holds no candidate.
     """
     folder, cfg = store.path.parent, config_of(store)
-    points = points_of(store.candidates(), cfg.EVOLUTION.WINDOW)
-    if not points:
-        raise UserError(f"{folder}: no candidate was trained to its end yet")
-    return Search(str(folder), method(cfg), cfg.SEED, points)
+    rows = evaluated(store.candidates())
+    if not rows:
+        raise UserError(f"{folder}: no candidate was evaluated yet")
+    seconds = sum(result.get("seconds", 0.0) for _, result in rows)
+    points = points_of(rows, cfg.EVOLUTION.WINDOW)
+    return Search(str(folder), method(cfg), cfg.SEED, len(rows), seconds, points)
 
 
 def config_of(store: Store) -> CfgNode:
@@ -103,7 +112,7 @@ def compare(searches: Sequence[Search], key: str, steps: int = 10) -> list[dict[
         ten best's means; None where a search had no trained candidate yet), `deviation` (between
         the searches).
     """
-    end = min(getattr(search.points[-1], key) for search in searches)
+    end = min(getattr(search, key) for search in searches)
     methods = dict.fromkeys(search.method for search in searches)
     rows = []
     for name in methods:

@@ -41,13 +41,14 @@ def test_points_have_the_computing_of_all_candidates():
 
 
 def test_methods_are_compared_where_all_of_them_are():
-    def made(name, seed, *points):
-        return Search(f"{name}{seed}", name, seed, [Point(*point, 0.0) for point in points])
+    def made(name, seed, count, seconds, *points):
+        points = [Point(*point, 0.0) for point in points]
+        return Search(f"{name}{seed}", name, seed, count, seconds, points)
 
     searches = [
-        made("a", 0, (1, 1.0, 0.1), (10, 10.0, 0.5), (20, 40.0, 0.9)),
-        made("a", 1, (2, 9.0, 0.3), (10, 19.0, 0.7)),
-        made("b", 0, (7, 3.0, 0.2), (12, 20.0, 0.4)),
+        made("a", 0, 20, 40.0, (1, 1.0, 0.1), (10, 10.0, 0.5), (20, 40.0, 0.9)),
+        made("a", 1, 10, 19.0, (2, 9.0, 0.3), (9, 18.0, 0.7)),
+        made("b", 0, 14, 22.0, (7, 3.0, 0.2), (12, 20.0, 0.4)),
     ]
     found = compare(searches, "count", 2)  # the shortest has 10 candidates
     assert [(r["method"], r["limit"], r["seeds"]) for r in found] == [
@@ -140,8 +141,17 @@ def test_a_survey_is_a_search_of_random_layers(monkeypatch, tmp_path):
     assert picture.read_text().startswith("<svg")
 
 
-def test_a_search_without_trained_candidates_is_refused(tmp_path):
+def test_a_search_without_candidates_is_refused(tmp_path):
     store = Store(tmp_path, "space")
     store.set("config", load_config(CONFIG, ["DEVICE", "cpu"]).dump())
-    with pytest.raises(UserError, match="no candidate was trained to its end yet"):
+    with pytest.raises(UserError, match="no candidate was evaluated yet"):
         read(store)
+
+
+def test_a_search_that_found_nothing_is_compared(tmp_path):
+    store = Store(tmp_path, "space")
+    store.set("config", load_config(CONFIG, ["DEVICE", "cpu"]).dump())
+    store.add(*row(0, stage="quality"))
+    search = read(store)
+    assert (search.count, search.seconds, search.points) == (1, 10.0, [])
+    assert table([search], "count").splitlines()[-1].split()[:5] == ["-"] * 5
