@@ -71,6 +71,9 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     MODEL.TIMM: the backbone `build_timm_fpn_backbone`: NAME of the model; PRETRAINED, whether timm
         loads its weights, if MODEL.WEIGHTS is ""; FILE, weights to load instead; OUT_INDICES of its
         features, [] for all of stride 4 and more; NORM, "" for the model's own.
+    DATASETS.COCO: data sets of one's own in COCO's format, {name: [annotations.json, images/]}, and
+        DATASETS.CLASSES, the names of their classes, which :func:`evonorm_d2.data.own.use_own_data`
+        fills in.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
@@ -82,6 +85,7 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.EVONORM = CfgNode({**groups, **options, "RECOMPUTE": False})
     cfg.MODEL.TIMM = CfgNode({"NAME": "", "PRETRAINED": True, "FILE": "", "OUT_INDICES": []})
     cfg.MODEL.TIMM.NORM = ""
+    cfg.DATASETS.COCO, cfg.DATASETS.CLASSES = CfgNode(new_allowed=True), []
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg
 

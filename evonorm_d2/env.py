@@ -23,6 +23,7 @@ def setup_environment() -> None:
     from . import solver
     from .config import add_evonorm_config, resolve
     from .data import register_digits
+    from .data.own import use_own_data
 
     if "EVONORM" in defaults._C.MODEL:
         return
@@ -36,7 +37,7 @@ def setup_environment() -> None:
     def get(name: str) -> Callable[[Any], Any]:
         def build(cfg: Any) -> Any:
             asked_for = cfg.MODEL.META_ARCHITECTURE
-            resolve(cfg)
+            resolve(use_own_data(cfg))
             own = cfg.MODEL.META_ARCHITECTURE if name == asked_for else name
             model = stock_get(own)(cfg)
             again = "EVONORM" in cfg.MODEL and cfg.MODEL.EVONORM.RECOMPUTE

@@ -26,7 +26,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Sampler
 
-from evonorm_runs.errors import UserError, one_line, user_errors
+from evonorm_runs.errors import UserError, one_line
 
 # The paths among the metadata of Detectron2's data sets.
 _PATHS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")
@@ -163,8 +163,11 @@ def check_names(names: Sequence[str]) -> None:
         metadata = MetadataCatalog.get(name)
         for path in filter(None, map(metadata.get, _PATHS)):
             if "://" not in path and not PathManager.exists(path):
-                with user_errors(OSError):
-                    DatasetCatalog.get(name)  # its error may say how to make the data set
+                try:
+                    DatasetCatalog.get(name)
+                except OSError as error:
+                    if error.errno is None:  # the loader's own, which says how to make the data
+                        raise UserError(one_line(error)) from error
                 raise UserError(f"{name}: {path} does not exist")
 
 

@@ -12,11 +12,13 @@ from evonorm_runs.config import merge
 from evonorm_runs.errors import UserError, user_errors
 
 from .config import add_evonorm_config, resolve
+from .data.own import use_own_data
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, the plugin's keys, a yaml file with its _BASE_s, then the overrides.
 
+    Data sets of DATASETS.COCO are registered, and fill in the number and names of their classes.
     MODEL.DEVICE becomes cpu if it is not set and PyTorch sees no GPU.
 
     Args:
@@ -44,6 +46,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
             "set it to False"
         )
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE)
+    use_own_data(cfg)
     with user_errors(ValueError):
         resolve(cfg)
     cfg.freeze()

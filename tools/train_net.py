@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     from detectron2.utils.logger import setup_logger
 
     from evonorm_d2.data import register_digits
+    from evonorm_d2.data.own import use_own_data
     from evonorm_d2.run_config import load_config
     from evonorm_d2.train import check_run, evaluate, summary, train
     from evonorm_runs.command_line import run_tool
@@ -33,6 +34,7 @@ with warnings.catch_warnings():
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     """The work of each process."""
     register_digits()
+    use_own_data(cfg)
     logging.raiseExceptions = False  # what must write reports a full disk itself
     if args.eval_only:
         with kept_config(cfg):

@@ -50,13 +50,13 @@ def read(name: str) -> DataSet:
     if json_file and metadata.get("evaluator_type") in _COCO:
         with PathManager.open(json_file) as file:
             content = json.load(file)
-        lists = [_dictionaries(name, content, key) for key in ("categories", "images")]
-        classes = _classes(name, lists[0])
+        lists = [dictionaries(name, content, key) for key in ("categories", "images")]
+        classes = class_names(name, lists[0])
         # A user's own loader may return some of the classes only.
         if metadata.get("thing_classes", list(classes.values())) == list(classes.values()):
             folder = metadata.get("image_root", "")
             images = [_with_path(name, image, folder) for image in lists[1]]
-            annotations = _dictionaries(name, {"annotations": [], **content}, "annotations")
+            annotations = dictionaries(name, {"annotations": [], **content}, "annotations")
             return DataSet(name, images, annotations, classes, True)
     records = DatasetCatalog.get(name)
     if not isinstance(records, list):  # a data set of PyTorch, which may be a stream
@@ -80,14 +80,16 @@ def same_ids(what: str, items: Iterable[dict]) -> list[str]:
     ]
 
 
-def _dictionaries(name: str, content: dict, key: str) -> list[dict]:
+def dictionaries(name: str, content: dict, key: str) -> list[dict]:
+    """The list under a key of a file in COCO's format."""
     items = content[key]
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise UserError(f"{name}: its {key} should be a list of dictionaries, as in COCO's format")
     return items
 
 
-def _classes(name: str, categories: list[dict]) -> dict[int, str]:
+def class_names(name: str, categories: list[dict]) -> dict[int, str]:
+    """The classes of COCO's `categories`, by id and in its order, as Detectron2 has them."""
     for category in categories:
         if not (isinstance(category.get("id"), int) and isinstance(category.get("name"), str)):
             raise UserError(f"{name}: category {category}: it needs a name, and a number as its id")

@@ -27,7 +27,7 @@ from .catalog import DataSet, read
 
 SAMPLE = 16  # images of each data set that are read before training
 # The key that holds the number of classes, for each architecture that has one.
-_CLASSES = {
+CLASSES = {
     **dict.fromkeys(ROI_HEADS, "ROI_HEADS"),
     **dict.fromkeys(("RetinaNet", "NormActRetinaNet", "NormActFCOS"), "RETINANET"),
 }
@@ -100,7 +100,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def _class_faults(cfg: CfgNode, data: DataSet, first: DataSet | None) -> Iterator[Finding]:
-    node = _CLASSES.get(cfg.MODEL.META_ARCHITECTURE)
+    node = CLASSES.get(cfg.MODEL.META_ARCHITECTURE)
     if node is None or data.classes is None:
         return
     names = list(data.classes.values())

@@ -366,11 +366,39 @@ def test_reasons_not_to_run_python_are_of_use():
     assert [mark for mark in NOT_RUN if not any(mark in text for text in texts)] == []
 
 
+def own_data(block, folder, monkeypatch):
+    """A page's config of a reader's own data, on two made images and a file of three classes."""
+    from PIL import Image
+
+    from evonorm_d2.run_config import load_config
+    from evonorm_d2.train import check_run
+
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "my_data/images").mkdir(parents=True)
+    images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in (1, 2)]
+    for image in images:
+        Image.new("RGB", (40, 30)).save(folder / "my_data/images" / image["file_name"])
+    rle = {"size": [30, 40], "counts": [0, 4, 1196]}
+    box = {"bbox": [0, 0, 1, 4], "area": 4, "iscrowd": 0, "segmentation": rle}
+    annotations = [{**box, "id": i, "image_id": i, "category_id": i} for i in (1, 2)]
+    categories = [{"id": i, "name": f"class {i}"} for i in (1, 2, 3)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    for split in ("train", "val"):
+        (folder / f"my_data/{split}.json").write_text(json.dumps(content))
+    monkeypatch.chdir(folder)
+    Path("mine.yaml").write_text(block.text)
+    cfg = load_config("mine.yaml", ["MODEL.DEVICE", "cpu"])
+    check_run(cfg, False, False)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3 and cfg.OUTPUT_DIR == "output/mine"
+
+
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
-def test_yaml(block, tmp_path):
+def test_yaml(block, tmp_path, monkeypatch):
     content = yaml.safe_load(block.text)
     file = tmp_path / "page.yaml"
-    if {"RESNETS", "RPN"} & content["MODEL"].keys():
+    if "COCO" in content.get("DATASETS", {}):
+        own_data(block, tmp_path, monkeypatch)
+    elif {"RESNETS", "RPN"} & content["MODEL"].keys():
         from detectron2.model_zoo import get_config_file
 
         from evonorm_d2.run_config import load_config
