@@ -1,0 +1,133 @@
+"""tools/predict.py with an untrained detector, whose predictions are what its model gives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+from pycocotools.coco import COCO
+
+from evonorm_d2.checkpoint import Checkpointer
+from evonorm_d2.loader import build_test_loader
+from evonorm_d2.predict import image_ids
+from evonorm_d2.run_config import load_config
+
+
+@pytest.fixture(scope="module")
+def own(digits_root, tmp_path_factory, tiny_run):
+    """The digits as data of one's own, whose categories have other ids: a run on them."""
+    folder = tmp_path_factory.mktemp("own")
+    content = json.loads((digits_root / "digits/annotations/instances_val.json").read_text())
+    for row in content["categories"]:
+        row["id"] += 100
+    for row in content["annotations"]:
+        row["category_id"] += 100
+    (folder / "val.json").write_text(json.dumps(content))
+    base, values = tiny_run("EvoNormS0")
+    data = f"{{own_val: [{folder / 'val.json'}, {digits_root / 'digits/val'}]}}"
+    config = folder / "own.yaml"
+    config.write_text(f"_BASE_: {base}\nDATASETS: {{COCO: {data}, TRAIN: [], TEST: [own_val]}}\n")
+    cfg = load_config(str(config), values)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(cfg.dump())
+    Checkpointer(model, str(run)).save("model_final", iteration=0)
+    return run, cfg, model
+
+
+@pytest.fixture
+def images(digits_root):
+    return digits_root / "digits/val"
+
+
+def test_pictures_and_results_of_a_folder(own, call, images, tmp_path):
+    run, cfg, model = own
+    status, out, _ = call(run, images, "-o", tmp_path / "out", "--threshold", 0, "--device", "cpu")
+    assert status == 0 and str(tmp_path / "out") in out
+    rows = json.loads((tmp_path / "out/results.json").read_text())
+    expected = []
+    for batch in build_test_loader(cfg, "own_val"):  # as the evaluation reads the images
+        with torch.no_grad():
+            (found,) = model(batch)
+        found = found["instances"]
+        boxes = found.pred_boxes.tensor.numpy()
+        boxes[:, 2:] -= boxes[:, :2]
+        expected += zip(
+            [batch[0]["image_id"]] * len(found), found.scores.tolist(), boxes, found.pred_classes
+        )
+    assert len(rows) == len(expected) == 15
+    for row, (image_id, score, box, index) in zip(rows, expected):
+        assert row["image_id"] == image_id and row["score"] == pytest.approx(score, rel=1e-5)
+        np.testing.assert_allclose(row["bbox"], box, rtol=1e-4, atol=1e-3)
+        assert row["category_id"] == index + 101 and row["file_name"] == f"{image_id:012d}.png"
+    coco = COCO(run.parent / "val.json")
+    assert len(coco.loadRes(rows).anns) == 15  # pycocotools takes them
+    for path in sorted(images.iterdir()):
+        drawn = np.asarray(Image.open(tmp_path / "out" / path.name).convert("RGB"))
+        plain = Image.open(path).resize((400, 400), Image.Resampling.NEAREST)
+        assert drawn.shape == (400, 400, 3)
+        assert 0.01 < (np.abs(drawn - np.asarray(plain).astype(int)).max(-1) > 40).mean() < 0.9
+
+
+def test_files_a_checkpoint_and_a_broken_image(own, call, images, tmp_path):
+    first = next(images.iterdir())
+    shutil.copy(first, tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    out = tmp_path / "out"
+    arguments = (own[0] / "model_final.pth", tmp_path / "a.png", tmp_path / "b.jpg", "-o", out)
+    status, printed, err = call(*arguments, "--threshold", 1)
+    assert status == 2 and "0 objects in 1 images" in printed
+    assert f"predict.py: {tmp_path / 'b.jpg'}: cannot identify" in err
+    assert json.loads((out / "results.json").read_text()) == []
+    assert {p.name for p in out.iterdir()} == {"a.png", "results.json"}
+    (out / "a.png").write_text("mine")
+    status, _, err = call(*arguments[:2], "-o", out)
+    assert status == 2 and "results.json exists: name another folder" in err
+    assert (out / "a.png").read_text() == "mine"
+    assert call(*arguments[:2], "-o", out, "--overwrite", "--threshold", 1)[0] == 0
+    assert (out / "a.png").stat().st_size > 100
+
+
+def test_without_its_data_a_run_knows_its_classes(own, call, images, tmp_path):
+    shutil.copytree(own[0], tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace(str(own[0].parent / "val.json"), "gone.json"))
+    path = sorted(images.iterdir())[0]
+    assert call(tmp_path / "run", path, "--threshold", 0)[0] == 0
+    rows = json.loads((tmp_path / "run/predictions/results.json").read_text())
+    assert len(rows) == 5 and all(1 <= row["category_id"] <= 10 for row in rows)
+
+
+def test_what_is_refused(own, call, images, tmp_path):
+    run = own[0]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/config.yaml").write_text((run / "config.yaml").read_text())
+    cases = [
+        ((tmp_path, images), "not a run of train_net.py"),
+        ((tmp_path / "empty", images), "it has no checkpoint yet"),
+        ((run, tmp_path / "none.png"), "no such image or folder"),
+        ((run, tmp_path / "empty"), "no image (.png"),
+        ((run / "none.pth", images), "there is no such checkpoint"),
+        ((run, images, "--device", "nothing"), "--device: Expected one of cpu"),
+    ]
+    twice = tmp_path / "more"
+    twice.mkdir()
+    shutil.copy(next(images.iterdir()), twice)
+    cases.append(((run, images, twice), "would both become"))
+    for arguments, reason in cases:
+        status, out, err = call(*arguments, "-o", tmp_path / "out")
+        assert status == 2 and not out and reason in err.splitlines()[-1], (arguments, err)
+    assert call(run, images, "--threshold", 2)[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_are_those_of_the_names_if_all_are_numbers():
+    assert image_ids(["000139", "000285"]) == [139, 285]
+    assert image_ids(["1", "01"]) == image_ids(["a", "7"]) == [1, 2]
