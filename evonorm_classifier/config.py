@@ -19,7 +19,7 @@ from evonorm_runs.errors import UserError, user_errors
 
 MODELS = (
     *("preact_resnet8", "preact_resnet50", "preact_resnet101"),
-    *("mobilenet_v2", "efficientnet_b0"),
+    *("mobilenet_v2", "mnasnet_b1", "efficientnet_b0", "efficientnet_b5"),
     *("resnet18", "resnet34", "resnet50", "resnet101"),  # in Detectron2's layout
 )
 
@@ -36,8 +36,17 @@ def get_cfg() -> CfgNode:
     c.MODEL.NORM = "BN-ReLU"  # the norm-act of all sites: a name or a formula
     c.MODEL.LINEAR = ""  # where no activation follows: see evonorm.build_norm_act
     c.MODEL.NUM_GROUPS = 0  # 0: the layer's own default, 32 as in the paper
+    # EPS and MOMENTUM (of running statistics) of the norm-acts named BN-..., and of all others, which
+    # have a GROUP_SIZE too, see evonorm.build_norm_act. None, or 0: the layer's own default.
+    c.MODEL.BN = CfgNode({"EPS": None, "MOMENTUM": None})
+    c.MODEL.EVONORM = CfgNode({"EPS": None, "MOMENTUM": None, "GROUP_SIZE": 0})
     c.MODEL.WIDTH = 1.0  # multiplies the numbers of channels
     c.MODEL.ZERO_INIT_LAST = False  # of resnet18 to 101: the weight of each block's last norm is 0
+    c.MODEL.DROPOUT = None  # before the last layer; None: the model's own
+    # EfficientNet's: the last of n blocks drops its residual branch for this share of the images,
+    # times (n - 1) / n, and the first for none; None: 0.2 for B0 and B5.
+    c.MODEL.DROP_CONNECT = None
+    c.MODEL.RECOMPUTE = False  # outputs of EvoNorms again in the backward pass, for less memory
 
     c.DATA = CfgNode()
     c.DATA.NAME = "folder"  # ROOT/train and ROOT/val, a folder per class; "digits"; "garments"
@@ -87,6 +96,15 @@ def _check(cfg: CfgNode) -> None:
     for key, known in choices.items():
         if value(cfg, key) not in known:
             raise UserError(f"{key} is {value(cfg, key)!r}; known are {', '.join(known)}")
+    for key in ("MODEL.DROPOUT", "MODEL.DROP_CONNECT"):
+        if value(cfg, key) is not None:
+            check_number(cfg, key)
+            check_fraction(cfg, key)
+    for node in ("MODEL.BN", "MODEL.EVONORM"):
+        for key in (f"{node}.EPS", f"{node}.MOMENTUM"):
+            if value(cfg, key) is not None:
+                check_number(cfg, key)
+                check_more_than_zero(cfg, key)
     with user_errors(ValueError, prefix="MODEL.NORM: "):
         check_norm_act(cfg.MODEL.NORM)
     with user_errors(ValueError, prefix="MODEL.LINEAR: "):
@@ -94,8 +112,22 @@ def _check(cfg: CfgNode) -> None:
     counts = ("IMS_PER_WORKER", "WORKERS", "REFERENCE_BATCH", "BASE_LR", "EPOCHS")
     positive = [f"SOLVER.{key}" for key in counts]
     check_more_than_zero(cfg, *positive, "MODEL.WIDTH", "INPUT.SIZE", "TEST.BATCH_SIZE")
-    zero = ("SEED", "MODEL.NUM_GROUPS", "DATA.NUM_WORKERS", "SOLVER.WARMUP_EPOCHS")
+    zero = (
+        "SEED",
+        "MODEL.NUM_GROUPS",
+        "MODEL.EVONORM.GROUP_SIZE",
+        "DATA.NUM_WORKERS",
+        "SOLVER.WARMUP_EPOCHS",
+    )
     check_not_negative(cfg, *zero, "SOLVER.WEIGHT_DECAY", "SOLVER.LOG_PERIOD")
     check_fraction(cfg, "SOLVER.MOMENTUM", "SOLVER.LABEL_SMOOTHING")
     if not 1 <= cfg.DATA.VARIANTS <= 8:
         raise UserError(f"DATA.VARIANTS is {cfg.DATA.VARIANTS}, but should be 1 to 8")
+    if cfg.MODEL.NUM_GROUPS and cfg.MODEL.EVONORM.GROUP_SIZE:
+        raise UserError("MODEL.NUM_GROUPS and MODEL.EVONORM.GROUP_SIZE are set: set one of them")
+
+
+def check_number(cfg: CfgNode, key: str) -> None:
+    """Raise a UserError if a value that may be None is neither None nor a number."""
+    if isinstance(value(cfg, key), bool) or not isinstance(value(cfg, key), (int, float)):
+        raise UserError(f"{key} is {value(cfg, key)!r}, but should be a number or None")

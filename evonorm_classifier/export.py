@@ -86,7 +86,7 @@ def _settings(cfg: Any, model: nn.Module) -> dict[str, Any]:
         "MODEL.RESNETS.STEM_OUT_CHANNELS": model.stem.conv1.out_channels,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": model.res2[0].last.out_channels,
         "MODEL.EVONORM.NUM_GROUPS": cfg.MODEL.NUM_GROUPS or 32,
-        "MODEL.EVONORM.GROUP_SIZE": 0,  # which no classifier sets
+        "MODEL.EVONORM.GROUP_SIZE": cfg.MODEL.EVONORM.GROUP_SIZE,
         "MODEL.EVONORM.LINEAR": cfg.MODEL.LINEAR,
         "INPUT.FORMAT": "RGB",
         "MODEL.PIXEL_MEAN": [round(x, 3) for x in images.pixel_mean],

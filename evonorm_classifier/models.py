@@ -1,20 +1,21 @@
-"""The classifiers: ResNets, MobileNetV2 and EfficientNet-B0, with any norm-act.
+"""The classifiers: ResNets, MobileNetV2, MnasNet-B1 and EfficientNet-B0 and B5, with any norm-act.
 
 The pre-activation ResNets of He et al. 2016, Identity Mappings in Deep Residual Networks
 (arXiv:1603.05027), which the paper's tables have; those of Detectron2's layout, from
-detector_resnet.py; MobileNetV2 of Sandler et al. 2018 (arXiv:1801.04381); EfficientNet-B0 of Tan
-and Le 2019 (arXiv:1905.11946), whose squeeze-and-excitation keeps its own activations.
+detector_resnet.py; MobileNetV2 of Sandler et al. 2018 (arXiv:1801.04381); MnasNet-B1 of Tan et al.
+2018 (arXiv:1807.11626); EfficientNets of Tan and Le 2019 (arXiv:1905.11946), whose squeeze-and-excitation keeps its own activations.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from evonorm import convert
+from evonorm import convert, recompute
 from evonorm_runs.errors import UserError, user_errors
 
 from .detector_resnet import DEPTHS, DetectorResNet
@@ -26,14 +27,13 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
     """The model of a config, (N, 3, H, W) -> (N, num_classes), each norm and its ReLU converted.
 
     Raises:
-        UserError: an impossible number of groups, or a model without what MODEL.ZERO_INIT_LAST
-            concerns.
+        UserError: an impossible number of groups, or a model without what MODEL.ZERO_INIT_LAST,
+            DROPOUT or DROP_CONNECT concerns.
     """
     model = MODELS[cfg.MODEL.NAME](num_classes, cfg.MODEL.WIDTH, cfg.INPUT.SIZE)
-    options = {"num_groups": cfg.MODEL.NUM_GROUPS} if cfg.MODEL.NUM_GROUPS else {}
-    options["linear"] = cfg.MODEL.LINEAR
+    _set_dropout(model, cfg)
     with user_errors(ValueError, TypeError, prefix="MODEL: "):
-        convert(model, cfg.MODEL.NORM, **options)
+        convert(model, cfg.MODEL.NORM, linear=cfg.MODEL.LINEAR, **_norm_options(cfg))
     if cfg.MODEL.ZERO_INIT_LAST:
         if not isinstance(model, DetectorResNet):
             raise UserError(
@@ -41,7 +41,30 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
                 f"do not end in a norm; those of {', '.join(DETECTOR_MODELS)} do"
             )
         model.zero_last_norms()
-    return model
+    return recompute(model) if cfg.MODEL.RECOMPUTE else model
+
+
+def _norm_options(cfg: CfgNode) -> dict[str, Any]:
+    """The options of the norm-acts that the config sets."""
+    node = cfg.MODEL.BN if cfg.MODEL.NORM.startswith("BN-") else cfg.MODEL.EVONORM
+    found = {"num_groups": cfg.MODEL.NUM_GROUPS, "eps": node.EPS, "momentum": node.MOMENTUM}
+    found["group_size"] = cfg.MODEL.EVONORM.GROUP_SIZE
+    return {option: value for option, value in found.items() if value}
+
+
+def _set_dropout(model: nn.Module, cfg: CfgNode) -> None:
+    """Set the dropout before the last layer, and the rates of the blocks' drop-connect."""
+    from torchvision.ops import StochasticDepth  # slow to import
+
+    rates = {"DROPOUT": cfg.MODEL.DROPOUT, "DROP_CONNECT": cfg.MODEL.DROP_CONNECT}
+    for (key, rate), kind in zip(rates.items(), (nn.Dropout, StochasticDepth)):
+        if rate is None:
+            continue
+        layers = [m for m in model.modules() if isinstance(m, kind)]
+        if rate and not layers:
+            raise UserError(f"MODEL.{key} is {rate}, but {cfg.MODEL.NAME} has no place for it")
+        for i, layer in enumerate(layers):
+            layer.p = rate * i / len(layers) if kind is StochasticDepth else rate
 
 
 def conv(in_channels: int, channels: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -158,6 +181,13 @@ def mobilenet_v2(num_classes: int, width: float = 1.0, size: int = 224) -> nn.Mo
     return _on_small_images(build(num_classes=num_classes, width_mult=width), size)
 
 
+def mnasnet_b1(num_classes: int, width: float = 1.0, size: int = 224) -> nn.Module:
+    """torchvision's MNASNet, which is MnasNet-B1. Small images are halved four times."""
+    from torchvision.models import MNASNet  # slow to import
+
+    return _on_small_images(MNASNet(width, num_classes), size)
+
+
 def _on_small_images(model: nn.Module, size: int) -> nn.Module:
     if size <= SMALL:
         strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
@@ -183,19 +213,27 @@ def efficientnet(
     width: float = 1.0,
     dropout: float = 0.2,
     last_channel: int | None = None,
+    depth: float = 1.0,
+    drop_connect: float | None = None,
 ) -> nn.Module:
-    """torchvision's EfficientNet of these stages; `dropout` is its stochastic depth's, too."""
+    """torchvision's EfficientNet of these stages; its drop-connect is `dropout` by default."""
     from torchvision.models.efficientnet import EfficientNet, MBConvConfig  # slow to import
 
-    settings = [MBConvConfig(*stage, width_mult=width, depth_mult=1.0) for stage in stages]
-    return EfficientNet(
-        settings, dropout, dropout, num_classes=num_classes, last_channel=last_channel
-    )
+    settings = [MBConvConfig(*stage, width_mult=width, depth_mult=depth) for stage in stages]
+    options = {"num_classes": num_classes, "last_channel": last_channel}
+    drop_connect = dropout if drop_connect is None else drop_connect
+    return EfficientNet(settings, dropout, drop_connect, **options)
 
 
 def efficientnet_b0(num_classes: int, width: float = 1.0, size: int = 224) -> nn.Module:
     """torchvision's EfficientNet-B0. Small images are halved four times instead of five."""
     return _on_small_images(efficientnet(B0, num_classes, width), size)
+
+
+def efficientnet_b5(num_classes: int, width: float = 1.0, size: int = 456) -> nn.Module:
+    """torchvision's EfficientNet-B5. Small images are halved four times instead of five."""
+    model = efficientnet(B0, num_classes, 1.6 * width, 0.4, depth=2.2, drop_connect=0.2)
+    return _on_small_images(model, size)
 
 
 def detector_resnet(
@@ -211,6 +249,8 @@ MODELS = {
     "preact_resnet50": partial(preact_resnet, (3, 4, 6, 3)),
     "preact_resnet101": partial(preact_resnet, (3, 4, 23, 3)),
     "mobilenet_v2": mobilenet_v2,
+    "mnasnet_b1": mnasnet_b1,
     "efficientnet_b0": efficientnet_b0,
+    "efficientnet_b5": efficientnet_b5,
     **DETECTOR_MODELS,
 }

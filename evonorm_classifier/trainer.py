@@ -33,6 +33,7 @@ from .models import build_model
 CHECKPOINT = "checkpoint.pth"
 # What may differ between a checkpoint and the run that goes on from it.
 MAY_DIFFER = {
+    "MODEL.RECOMPUTE",
     "SOLVER.AMP",
     "SOLVER.CHANNELS_LAST",
     "SOLVER.LOG_PERIOD",

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from evonorm import list_norm_acts
 from evonorm_classifier.config import MODELS, load_config
@@ -72,7 +73,48 @@ class TestArchitecture:
         assert torch.equal(ours.eval()(x), theirs.eval()(x))
 
     @pytest.mark.parametrize(
-        "name, size", [("preact_resnet8", 4), ("mobilenet_v2", 2), ("efficientnet_b0", 2)]
+        "name, parameters_with_bn, with_activation, without, v",
+        [  # sites and parameters counted by hand from the papers' tables, parameters equal timm's
+            ("preact_resnet101", 44_541_480, 100, 0, 48_832),
+            ("mobilenet_v2", 3_504_872, 35, 17, 15_552),
+            ("mnasnet_b1", 4_383_312, 35, 17, 17_232),
+            ("efficientnet_b0", 5_288_548, 33, 16, 19_200),
+            ("efficientnet_b5", 30_389_784, 77, 39, 79_376),
+        ],
+    )
+    def test_parameters_and_sites_of_table_2(
+        self, name, parameters_with_bn, with_activation, without, v
+    ):
+        cfg = load_config(CONFIG, ["DEVICE", "cpu", "MODEL.NAME", name, "MODEL.NORM", "EvoNormB0"])
+        with torch.device("meta"):
+            ours = build_model(cfg, 1000)
+        found = [s.activation for s in sites(ours)]
+        assert (found.count(True), found.count(False)) == (with_activation, without)
+        assert sum(s.v.numel() for s in sites(ours) if s.activation) == v
+        assert parameters(ours) == parameters_with_bn + v
+
+    @pytest.mark.parametrize("name", ["mnasnet_b1", "efficientnet_b5"])
+    def test_large_images_see_torchvisions_weights_and_strides(self, name):
+        import torchvision.models as theirs
+
+        build_theirs = {"mnasnet_b1": theirs.mnasnet1_0}.get(name, theirs.efficientnet_b5)
+        torch.manual_seed(0)
+        ours = BUILDERS[name](10)
+        torch.manual_seed(0)
+        expected = build_theirs(num_classes=10)
+        assert str(ours.classifier) == str(expected.classifier)  # dropout
+        drops = [[m.p for m in x.modules() if type(m) is StochasticDepth] for x in (ours, expected)]
+        assert drops[0] == drops[1]
+        x = torch.randn(1, 3, 64, 64)
+        # Their BatchNorm's eps is not ours before convert has built it, so set it alike.
+        for m in expected.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.eps = 1e-5
+        assert torch.equal(ours.eval()(x), expected.eval()(x))
+
+    @pytest.mark.parametrize(
+        "name, size",
+        [("preact_resnet8", 4), ("mobilenet_v2", 2), ("mnasnet_b1", 2), ("efficientnet_b0", 2)],
     )
     def test_maps_of_small_images_do_not_shrink_to_a_point(self, name, size):
         model = build("MODEL.NAME", name)
@@ -103,7 +145,9 @@ class TestNorms:
             "preact_resnet50": (3 * 16 + 1, 0),
             "preact_resnet101": (3 * 33 + 1, 0),
             "mobilenet_v2": (52, 17),
+            "mnasnet_b1": (52, 17),
             "efficientnet_b0": (49, 16),
+            "efficientnet_b5": (116, 39),
             "resnet18": (20, 11),
             "resnet34": (36, 19),
             "resnet50": (53, 20),
@@ -129,3 +173,55 @@ class TestNorms:
     def test_negative_groups_are_refused(self):
         with pytest.raises(UserError, match="MODEL.NUM_GROUPS is -1, but should not be negative"):
             build("MODEL.NORM", "EvoNormS0", "MODEL.NUM_GROUPS", -1)
+
+
+class TestOptions:
+    def test_eps_and_momentum_are_of_bn_or_of_all_others(self):
+        overrides = "MODEL.BN.EPS 1e-3 MODEL.BN.MOMENTUM 0.01 MODEL.EVONORM.EPS 1e-4".split()
+        for norm, eps, momentum in (("BN-ReLU", 1e-3, 0.01), ("EvoNormB0", 1e-4, 0.1)):
+            found = sites(build("MODEL.NORM", norm, *overrides))
+            assert {(s.eps, s.momentum) for s in found if hasattr(s, "eps")} == {(eps, momentum)}
+
+    def test_groups_of_a_size(self):
+        model = build(
+            "MODEL.NORM", "EvoNormS0", "MODEL.EVONORM.GROUP_SIZE", 8, "MODEL.NUM_GROUPS", 0
+        )
+        assert {s.num_features // s.num_groups for s in sites(model)} == {8}
+
+    def test_dropout_and_drop_connect(self):
+        overrides = "MODEL.NAME", "efficientnet_b0", "MODEL.DROPOUT", 0.3, "MODEL.DROP_CONNECT", 0.4
+        model = build(*overrides)
+        assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.3]
+        drops = [m.p for m in model.modules() if isinstance(m, StochasticDepth)]
+        # 16 blocks; tensorflow/tpu's rate of the i-th block is 0.4 * i / 16.
+        assert drops == pytest.approx([0.4 * i / 16 for i in range(16)])
+
+    @pytest.mark.parametrize(
+        "overrides, expected",
+        [
+            (("MODEL.DROPOUT", 0.2), "MODEL.DROPOUT is 0.2, but preact_resnet8 has no place for"),
+            (
+                ("MODEL.NAME", "mobilenet_v2", "MODEL.DROP_CONNECT", 0.2),
+                "MODEL.DROP_CONNECT is 0.2, but mobilenet_v2 has no place for it",
+            ),
+            (("MODEL.DROPOUT", "much"), "MODEL.DROPOUT is 'much', but should be a number or None"),
+            (("MODEL.BN.EPS", -1.0), "MODEL.BN.EPS is -1.0, but should be more than 0"),
+            (
+                ("MODEL.EVONORM.GROUP_SIZE", 4),  # beside the config's NUM_GROUPS
+                "MODEL.NUM_GROUPS and MODEL.EVONORM.GROUP_SIZE are set: set one of them",
+            ),
+        ],
+    )
+    def test_impossible_options(self, overrides, expected):
+        with pytest.raises(UserError, match=f"^{expected}"):
+            build(*overrides)
+
+    def test_recomputed_outputs_give_the_same_gradients(self):
+        x, found = torch.randn(2, 3, 32, 32), []
+        for again in (False, True):
+            torch.manual_seed(0)
+            model = build("MODEL.NORM", "EvoNormS0", "MODEL.RECOMPUTE", again)
+            model(x).square().sum().backward()
+            found.append([p.grad for p in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*found))
+        assert len(model._forward_pre_hooks) == 1  # of evonorm.recompute
