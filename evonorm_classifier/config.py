@@ -36,8 +36,8 @@ def get_cfg() -> CfgNode:
     c.MODEL.NORM = "BN-ReLU"  # the norm-act of all sites: a name or a formula
     c.MODEL.LINEAR = ""  # where no activation follows: see evonorm.build_norm_act
     c.MODEL.NUM_GROUPS = 0  # 0: the layer's own default, 32 as in the paper
-    # EPS and MOMENTUM (of running statistics) of the norm-acts named BN-..., and of all others, which
-    # have a GROUP_SIZE too, see evonorm.build_norm_act. None, or 0: the layer's own default.
+    # Options of the norm-acts named BN-..., and of all others: see evonorm.build_norm_act. None, or
+    # 0 for GROUP_SIZE, is the layer's own default.
     c.MODEL.BN = CfgNode({"EPS": None, "MOMENTUM": None})
     c.MODEL.EVONORM = CfgNode({"EPS": None, "MOMENTUM": None, "GROUP_SIZE": 0})
     c.MODEL.WIDTH = 1.0  # multiplies the numbers of channels
@@ -56,6 +56,11 @@ def get_cfg() -> CfgNode:
 
     c.INPUT = CfgNode()
     c.INPUT.SIZE = 224  # pixels of a side
+    # The next three are of a folder's images.
+    c.INPUT.INTERPOLATION = "bilinear"  # or "bicubic"
+    c.INPUT.AUGMENT = ""  # after crop and flip: "autoaugment" or "randaugment"
+    # An evaluation takes the inner SIZE / (SIZE + CROP_PADDING) of the centre; 0: the inner 7/8.
+    c.INPUT.CROP_PADDING = 0
 
     c.SOLVER = CfgNode()
     c.SOLVER.IMS_PER_WORKER = 128  # the images that a batch statistic is taken over
@@ -64,10 +69,17 @@ def get_cfg() -> CfgNode:
     c.SOLVER.REFERENCE_BATCH = 256
     c.SOLVER.EPOCHS = 90
     c.SOLVER.WARMUP_EPOCHS = 5.0  # the learning rate rises linearly from 0
-    c.SOLVER.SCHEDULE = "multistep"  # or "cosine"
+    c.SOLVER.SCHEDULE = "multistep"  # or "cosine" or "staircase"
     c.SOLVER.MILESTONES = (30.0, 60.0, 80.0)  # epochs after which multistep divides it by 10
-    c.SOLVER.MOMENTUM = 0.9  # Nesterov momentum
-    c.SOLVER.WEIGHT_DECAY = 1e-4  # of the kernels; biases and norm-acts have none
+    c.SOLVER.STAIR_EPOCHS = 2.4  # epochs, also parts of one, after which staircase multiplies by
+    c.SOLVER.STAIR_FACTOR = 0.97
+    c.SOLVER.OPTIMIZER = "sgd"  # with Nesterov's momentum; or "rmsprop", as TensorFlow's, by timm
+    c.SOLVER.MOMENTUM = 0.9
+    c.SOLVER.RMSPROP_RHO = 0.9  # of the mean of squared gradients
+    c.SOLVER.RMSPROP_EPS = 1e-3  # under the root
+    c.SOLVER.WEIGHT_DECAY = 1e-4  # of the kernels; norm-acts have none
+    c.SOLVER.DECAY_BIASES = False  # whether the biases of layers decay too
+    c.SOLVER.EMA = 0.0  # decay of the averages of weights and statistics to evaluate; 0: none
     c.SOLVER.LABEL_SMOOTHING = 0.0
     c.SOLVER.AMP = False  # autocast to bfloat16
     c.SOLVER.CHANNELS_LAST = False
@@ -91,11 +103,15 @@ def _check(cfg: CfgNode) -> None:
     choices = {
         "MODEL.NAME": MODELS,
         "DATA.NAME": ("digits", "garments", "folder"),
-        "SOLVER.SCHEDULE": ("multistep", "cosine"),
+        "INPUT.INTERPOLATION": ("bilinear", "bicubic"),
+        "INPUT.AUGMENT": ("", "autoaugment", "randaugment"),
+        "SOLVER.SCHEDULE": ("multistep", "cosine", "staircase"),
+        "SOLVER.OPTIMIZER": ("sgd", "rmsprop"),
     }
     for key, known in choices.items():
         if value(cfg, key) not in known:
-            raise UserError(f"{key} is {value(cfg, key)!r}; known are {', '.join(known)}")
+            names = ", ".join(name or '""' for name in known)
+            raise UserError(f"{key} is {value(cfg, key)!r}; known are {names}")
     for key in ("MODEL.DROPOUT", "MODEL.DROP_CONNECT"):
         if value(cfg, key) is not None:
             check_number(cfg, key)
@@ -110,17 +126,15 @@ def _check(cfg: CfgNode) -> None:
     with user_errors(ValueError, prefix="MODEL.LINEAR: "):
         check_linear(cfg.MODEL.LINEAR)
     counts = ("IMS_PER_WORKER", "WORKERS", "REFERENCE_BATCH", "BASE_LR", "EPOCHS")
-    positive = [f"SOLVER.{key}" for key in counts]
+    recipe = ("STAIR_EPOCHS", "STAIR_FACTOR", "RMSPROP_EPS")
+    positive = [f"SOLVER.{key}" for key in (*counts, *recipe)]
     check_more_than_zero(cfg, *positive, "MODEL.WIDTH", "INPUT.SIZE", "TEST.BATCH_SIZE")
-    zero = (
-        "SEED",
-        "MODEL.NUM_GROUPS",
-        "MODEL.EVONORM.GROUP_SIZE",
-        "DATA.NUM_WORKERS",
-        "SOLVER.WARMUP_EPOCHS",
-    )
-    check_not_negative(cfg, *zero, "SOLVER.WEIGHT_DECAY", "SOLVER.LOG_PERIOD")
-    check_fraction(cfg, "SOLVER.MOMENTUM", "SOLVER.LABEL_SMOOTHING")
+    check_not_negative(cfg, "SEED", "MODEL.NUM_GROUPS", "MODEL.EVONORM.GROUP_SIZE")
+    zero = ("WARMUP_EPOCHS", "WEIGHT_DECAY", "LOG_PERIOD")
+    check_not_negative(cfg, "DATA.NUM_WORKERS", *(f"SOLVER.{key}" for key in zero))
+    check_not_negative(cfg, "INPUT.CROP_PADDING")
+    fractions = ("MOMENTUM", "LABEL_SMOOTHING", "EMA", "RMSPROP_RHO")
+    check_fraction(cfg, *(f"SOLVER.{key}" for key in fractions))
     if not 1 <= cfg.DATA.VARIANTS <= 8:
         raise UserError(f"DATA.VARIANTS is {cfg.DATA.VARIANTS}, but should be 1 to 8")
     if cfg.MODEL.NUM_GROUPS and cfg.MODEL.EVONORM.GROUP_SIZE:

@@ -89,10 +89,16 @@ class FolderSet:
         from torchvision import transforms as T  # slow to import
         from torchvision.datasets import ImageFolder
 
-        size = cfg.INPUT.SIZE
-        cut = [T.Resize(round(size * 256 / 224)), T.CenterCrop(size)]
+        size, padding = cfg.INPUT.SIZE, cfg.INPUT.CROP_PADDING
+        how = T.InterpolationMode(cfg.INPUT.INTERPOLATION)
+        around = size + padding if padding else round(size * 256 / 224)
+        cut = [T.Resize(around, how), T.CenterCrop(size)]
         if split == "train":
-            cut = [T.RandomResizedCrop(size), T.RandomHorizontalFlip()]
+            cut = [T.RandomResizedCrop(size, interpolation=how), T.RandomHorizontalFlip()]
+            options = {"interpolation": T.InterpolationMode.BILINEAR, "fill": [128, 128, 128]}
+            extra = {"autoaugment": T.AutoAugment, "randaugment": T.RandAugment}
+            if cfg.INPUT.AUGMENT:
+                cut.append(extra[cfg.INPUT.AUGMENT](**options))
         transform = T.Compose([*cut, T.ToTensor(), T.Normalize(MEAN, STD)])
         with user_errors(OSError, prefix="DATA.ROOT: "):
             self.images = ImageFolder(str(Path(cfg.DATA.ROOT).expanduser() / split), transform)

@@ -55,7 +55,7 @@ def read_run(path: Path) -> Trained:
         )
     model = build_model(cfg, data["data"]["classes"])
     with user_errors(RuntimeError, ValueError, prefix=f"{file}: "):
-        model.load_state_dict(data["model"])
+        model.load_state_dict(data.get("averaged", data["model"]))  # those of the accuracy
     accuracy = _accuracy(file.parent, data["epoch"])
     epochs = f"{data['epoch']} of {cfg.SOLVER.EPOCHS} epochs"
     images = f"{cfg.DATA.NAME}, {data['data']['classes']} classes"

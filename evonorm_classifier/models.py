@@ -2,8 +2,9 @@
 
 The pre-activation ResNets of He et al. 2016, Identity Mappings in Deep Residual Networks
 (arXiv:1603.05027), which the paper's tables have; those of Detectron2's layout, from
-detector_resnet.py; MobileNetV2 of Sandler et al. 2018 (arXiv:1801.04381); MnasNet-B1 of Tan et al.
-2018 (arXiv:1807.11626); EfficientNets of Tan and Le 2019 (arXiv:1905.11946), whose squeeze-and-excitation keeps its own activations.
+detector_resnet.py; MobileNetV2 of Sandler et al. 2018 (arXiv:1801.04381); MnasNet-B1 of Tan et
+al. 2018 (arXiv:1807.11626); EfficientNets of Tan and Le 2019 (arXiv:1905.11946), whose
+squeeze-and-excitation keeps its own activations.
 """
 
 from __future__ import annotations

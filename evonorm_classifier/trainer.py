@@ -29,6 +29,7 @@ from evonorm_runs.random_state import seed_all
 from .config import get_cfg
 from .data import Batches, DigitsSet, FolderSet, open_data, seed_of, val_batches, worker_batches
 from .models import build_model
+from .solver import build_optimizer, learning_rate, moving_average
 
 CHECKPOINT = "checkpoint.pth"
 # What may differ between a checkpoint and the run that goes on from it.
@@ -121,24 +122,11 @@ def train_step(run: ClassifierRun, step: int, batches: Batches) -> float:
         run.sums += torch.stack([loss.detach(), hits(scores, labels).mean()])
     run.optimizer.step()
     run.optimizer.zero_grad()
+    if run.averaged:
+        run.averaged.update_parameters(run.model)
     run.counted += 1
     run.timed += 1
     return lr
-
-
-def learning_rate(cfg: CfgNode, step: int, steps: int) -> float:
-    """The learning rate of a step, counted from 0, if an epoch has `steps` steps.
-
-    It is scaled linearly to the images per step, and rises linearly in the first epochs.
-    """
-    solver = cfg.SOLVER
-    lr = solver.BASE_LR * solver.IMS_PER_WORKER * solver.WORKERS / solver.REFERENCE_BATCH
-    epoch, warmup = step / steps, solver.WARMUP_EPOCHS
-    if epoch < warmup:
-        return lr * (step + 1) / max(warmup * steps, step + 1)
-    if solver.SCHEDULE == "cosine":
-        return lr * (1 + math.cos(math.pi * (epoch - warmup) / (solver.EPOCHS - warmup))) / 2
-    return lr * 0.1 ** sum(epoch >= milestone for milestone in solver.MILESTONES)
 
 
 def share_statistics(layers: list[tuple[nn.Module, float]], i: int, workers: int) -> None:
@@ -161,23 +149,34 @@ def hits(scores: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(run: ClassifierRun, val_set: DigitsSet | FolderSet) -> dict[str, float]:
-    """Accuracy in percent, and loss, over a whole set, with running statistics."""
-    distributed.average_(
-        b for m, _ in run.batch_norms for b in m.buffers() if b.is_floating_point()
-    )
-    run.model.eval()
+    """Accuracy in percent, and loss, over a whole set, with running statistics.
+
+    They are those of the averaged weights, if there are such.
+    """
+    distributed.average_(_statistics(run.model))
+    model = run.model
+    if run.averaged:
+        model = run.averaged.module
+        distributed.average_(_statistics(model))
+    model.eval()
     ranks = distributed.rank(), distributed.world_size()
     chosen = val_batches(len(val_set), run.cfg.TEST.BATCH_SIZE, *ranks)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     for images, labels in val_set.batches(chosen, run.cfg.SEED):
         labels = labels.to(run.device)
-        scores = run.scores(run.model, images.to(run.device))
+        scores = run.scores(model, images.to(run.device))
         loss = F.cross_entropy(scores, labels, reduction="sum")
         sums += torch.stack([hits(scores, labels).sum(), loss])
-    run.model.train()
+    model.train()
     distributed.average_([sums])
     correct, loss = (sums * distributed.world_size() / len(val_set)).tolist()
     return {"accuracy": 100 * correct, "val_loss": loss}
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """The running statistics of layers that depend on the batch."""
+    layers = [m for m in model.modules() if getattr(m, "batch_dependent", False)]
+    return [b for m in layers for b in m.buffers() if b.is_floating_point()]
 
 
 class ClassifierRun:
@@ -190,6 +189,7 @@ class ClassifierRun:
         steps: steps per epoch.
         images: images per step, of all workers.
         workers: the indices of the workers that this process computes.
+        averaged: the moving average of the model, None without SOLVER.EMA.
     """
 
     def __init__(self, cfg: CfgNode, device: torch.device, images: int, classes: int) -> None:
@@ -213,6 +213,7 @@ class ClassifierRun:
         seed_all(cfg.SEED)  # the initial weights, alike on all ranks
         layout = torch.channels_last if solver.CHANNELS_LAST else torch.contiguous_format
         self.model = build_model(cfg, classes).to(device).to(memory_format=layout).train()
+        self.averaged = moving_average(self.model, solver.EMA) if solver.EMA else None
         # torch.manual_seed takes a millisecond where CUDA is built in, but not used.
         self.seed = torch.default_generator.manual_seed
         if device.type == "cuda":
@@ -221,19 +222,7 @@ class ClassifierRun:
             (m, m.momentum) for m in self.model.modules() if getattr(m, "batch_dependent", False)
         ]
         self.wrapped = distributed.wrap(self.model)
-        # As the authors do, decay kernels only. All other parameters have one dimension.
-        kernels = [p for p in self.model.parameters() if p.dim() > 1]
-        others = [p for p in self.model.parameters() if p.dim() <= 1]
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": kernels, "weight_decay": solver.WEIGHT_DECAY},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=0.0,  # set before each step
-            momentum=solver.MOMENTUM,
-            nesterov=solver.MOMENTUM > 0,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(cfg, self.model)
         # The sums of loss and accuracy, and the number of steps, since the log's last line.
         self.sums, self.counted = torch.zeros(2, device=device), 0
         self.timed = 0  # how many of these steps this process itself has done
@@ -297,6 +286,8 @@ class ClassifierRun:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        if self.averaged:
+            state["averaged"] = self.averaged.module.state_dict()
         if distributed.is_main():
             write_checkpoint(self.folder / CHECKPOINT, state)
 
@@ -315,6 +306,9 @@ class ClassifierRun:
             raise UserError(f"{path} is of a run on {data['data']}; DATA has {self.data} now")
         with user_errors(RuntimeError, prefix=f"{path}: "):
             self.model.load_state_dict(data["model"])
+            if self.averaged:
+                self.averaged.module.load_state_dict(data.get("averaged", {}))
+                self.averaged.n_averaged.fill_(1 + data["step"])
         self.optimizer.load_state_dict(data["optimizer"])
         # Earlier versions wrote checkpoints at the end of an epoch only, without these keys.
         self.step = data.get("step", data["epoch"] * self.steps)

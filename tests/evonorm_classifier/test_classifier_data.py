@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -144,6 +145,40 @@ class TestFolder:
         )
         inner = x[0, :, 4:-4, 4:-4]
         torch.testing.assert_close(inner, blue[:, None, None].expand_as(inner))
+
+    def test_validation_takes_the_size_with_less_padding(self, cfg, folder):
+        image = Image.new("RGB", (96, 64), (255, 0, 0))  # 32 of 64 pixels are the crop
+        image.paste((0, 0, 255), (32, 16, 64, 48))
+        image.save(folder / "val" / "a" / "0.png")
+        settings = "INPUT.CROP_PADDING", 32, "INPUT.INTERPOLATION", "bicubic"
+        _, val = open_data(of_folder(cfg, folder, *settings))
+        ((x, _),) = val.batches([[0]], seed=0)
+        assert x.shape == (1, 3, 32, 32) and len(x[0].flatten(1).unique(dim=1).T) == 1
+        assert x[0, 2, 0, 0] > 2 and x[0, 0, 0, 0] < -2
+
+    def test_interpolation_is_pils(self, cfg, folder):
+        Image.open(folder / "val" / "a" / "0.png").resize((40, 40)).save(folder / "val/a/0.png")
+        pictures = {}
+        for name, how in (("bilinear", Image.BILINEAR), ("bicubic", Image.BICUBIC)):
+            _, val = open_data(of_folder(cfg, folder, "INPUT.INTERPOLATION", name))
+            ((x, _),) = val.batches([[0]], seed=0)
+            std, mean = (torch.tensor(values)[:, None, None] for values in (data.STD, data.MEAN))
+            ours = (255 * (x[0] * std + mean)).round().byte()
+            image = Image.open(folder / "val/a/0.png").resize((37, 37), how)
+            theirs = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
+            pictures[name] = ours
+            assert torch.equal(ours, theirs[:, 2:34, 2:34])
+        assert not torch.equal(pictures["bilinear"], pictures["bicubic"])
+
+    @pytest.mark.parametrize("name", ["autoaugment", "randaugment"])
+    def test_an_augmentation_depends_on_the_seed_and_the_image_only(self, cfg, folder, name):
+        plain, _ = open_data(of_folder(cfg, folder))
+        augmented, val = open_data(of_folder(cfg, folder, "INPUT.AUGMENT", name))
+        one, two = (list(augmented.batches([[0, 1, 2, 3, 4, 5]], seed=1)) for _ in range(2))
+        assert torch.equal(one[0][0], two[0][0])
+        ((crops, _),) = plain.batches([[0, 1, 2, 3, 4, 5]], seed=1)
+        assert crops.shape == one[0][0].shape and not torch.equal(crops, one[0][0])
+        assert name not in str(val.images.transform).lower()
 
     def test_a_missing_folder(self, cfg, tmp_path):
         with pytest.raises(UserError, match=r"^DATA.ROOT: .*train"):

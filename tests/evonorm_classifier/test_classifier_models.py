@@ -130,7 +130,7 @@ class TestArchitecture:
 
 
 class TestNorms:
-    @pytest.mark.parametrize("name", MODELS)
+    @pytest.mark.parametrize("name", [name for name in MODELS if name != "efficientnet_b5"])
     @pytest.mark.parametrize("norm", ["BN-ReLU", "EvoNormS0"])
     def test_no_norm_and_no_activation_is_left(self, name, norm):
         with torch.device("meta"):
@@ -147,7 +147,6 @@ class TestNorms:
             "mobilenet_v2": (52, 17),
             "mnasnet_b1": (52, 17),
             "efficientnet_b0": (49, 16),
-            "efficientnet_b5": (116, 39),
             "resnet18": (20, 11),
             "resnet34": (36, 19),
             "resnet50": (53, 20),

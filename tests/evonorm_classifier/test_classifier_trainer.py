@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from evonorm_classifier import trainer
 from evonorm_classifier.config import load_config
 from evonorm_classifier.data import DigitsSet, worker_batches
 from evonorm_classifier.models import build_model
+from evonorm_classifier.solver import build_optimizer, moving_average
 from evonorm_classifier.trainer import ClassifierRun, learning_rate, train
 from evonorm_runs.errors import UserError
 from evonorm_runs.images.digits import make_digits
@@ -174,6 +176,61 @@ class TestLearningRate:
         cfg = tiny_cfg("SOLVER.WARMUP_EPOCHS", 0.0)
         assert math.isclose(learning_rate(cfg, 0, 5), 0.1 * 4 / 128)
 
+    def test_stairs_are_counted_from_the_first_step(self, tiny_cfg):
+        settings = ("SOLVER.STAIR_EPOCHS", 2.4, "SOLVER.WARMUP_EPOCHS", 5.0, "SOLVER.EPOCHS", 350)
+        cfg = tiny_cfg("SOLVER.SCHEDULE", "staircase", *settings)
+        peak = 0.1 * 4 / 128
+        rates = [learning_rate(cfg, step, 5) for step in range(40)]
+        assert rates[:25] == pytest.approx([peak * (step + 1) / 25 for step in range(25)])
+        # A stair is 12 steps; the first three were of use to nobody.
+        expected = [peak * 0.97 ** (2 if step < 36 else 3) for step in range(25, 40)]
+        assert rates[25:] == pytest.approx(expected)
+
+
+class TestSolver:
+    def test_rmsprop_is_tensorflows(self, tiny_cfg):
+        settings = ("SOLVER.OPTIMIZER", "rmsprop", "SOLVER.RMSPROP_EPS", 0.1)
+        cfg = tiny_cfg(*settings, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.RMSPROP_RHO", 0.8)
+        generator = torch.Generator().manual_seed(0)
+        model = nn.Linear(3, 2).double()
+        optimizer = build_optimizer(cfg, model)
+        w, b = model.weight.detach().clone(), model.bias.detach().clone()
+        state = {0: [torch.ones_like(w), torch.zeros_like(w)]}
+        state[1] = [torch.ones_like(b), torch.zeros_like(b)]
+        for lr in (0.3, 0.1, 0.2):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            for i, (p, x, decay) in enumerate(((model.weight, w, 0.5), (model.bias, b, 0.0))):
+                p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                g = p.grad + decay * x
+                state[i][0] = 0.8 * state[i][0] + 0.2 * g**2
+                state[i][1] = 0.9 * state[i][1] + lr * g / (state[i][0] + 0.1).sqrt()
+                x -= state[i][1]
+            optimizer.step()
+            torch.testing.assert_close(model.weight.detach(), w)
+            torch.testing.assert_close(model.bias.detach(), b)
+
+    def test_without_timm(self, tiny_cfg, monkeypatch):
+        monkeypatch.setitem(sys.modules, "timm.optim", None)
+        with pytest.raises(UserError, match="^SOLVER.OPTIMIZER is rmsprop, which timm has: pip "):
+            build_optimizer(tiny_cfg("SOLVER.OPTIMIZER", "rmsprop"), nn.Linear(1, 1))
+
+    def test_the_moving_average_is_tensorflows(self):
+        model = nn.BatchNorm1d(2).double()  # parameters, statistics and a counter
+        averaged = moving_average(model, 0.4)
+        weight, mean = model.weight.detach().clone(), model.running_mean.clone()
+        for step in range(6):
+            with torch.no_grad():
+                model.weight.add_(step + 1.0)
+            model(torch.arange(8.0, dtype=torch.float64).reshape(4, 2) * step)
+            averaged.update_parameters(model)
+            decay = min(0.4, (1 + step) / (10 + step))
+            weight = decay * weight + (1 - decay) * model.weight.detach()
+            mean = decay * mean + (1 - decay) * model.running_mean
+            torch.testing.assert_close(averaged.module.weight.detach(), weight)
+            torch.testing.assert_close(averaged.module.running_mean, mean)
+        assert averaged.module.num_batches_tracked == 6
+
 
 class TestRuns:
     @pytest.mark.parametrize(
@@ -182,6 +239,7 @@ class TestRuns:
             ("MODEL.NORM", "EvoNormB0", "SOLVER.WORKERS", 2),
             ("MODEL.NAME", "mobilenet_v2", "SOLVER.LABEL_SMOOTHING", 0.1),  # dropout
             ("SOLVER.AMP", True, "SOLVER.CHANNELS_LAST", True, "SOLVER.SCHEDULE", "multistep"),
+            ("SOLVER.OPTIMIZER", "rmsprop", "SOLVER.EMA", 0.5, "SOLVER.SCHEDULE", "staircase"),
         ],
     )
     def test_a_resumed_run_equals_an_uninterrupted_one(
@@ -238,6 +296,17 @@ class TestRuns:
         loss = F.cross_entropy(scores, noise[1].labels).item()
         assert math.isclose(results["val_loss"], loss, rel_tol=1e-5)
 
+    def test_averaged_weights_are_those_that_are_evaluated(self, tiny_cfg, noise, tmp_path):
+        cfg = tiny_cfg("SOLVER.BASE_LR", 4.0, "SOLVER.EMA", 0.99, "SOLVER.SCHEDULE", "multistep")
+        results = train(cfg)
+        losses = {}
+        for kind in ("model", "averaged"):
+            model = build_model(cfg, 10)
+            model.load_state_dict(checkpoint(tmp_path / "run")[kind])
+            losses[kind] = F.cross_entropy(model.eval()(noise[1].images), noise[1].labels).item()
+        assert math.isclose(results["val_loss"], losses["averaged"], rel_tol=1e-5)
+        assert not math.isclose(results["val_loss"], losses["model"], rel_tol=1e-3)
+
     def test_train_accuracy_is_that_of_the_batches_as_they_were_taken(
         self, tiny_cfg, noise, monkeypatch
     ):
@@ -261,6 +330,21 @@ class TestRuns:
         assert {id(p) for p in decayed["params"]} == {id(p) for p in kernels}
         total = len(decayed["params"]) + len(others["params"])
         assert total == len(list(run.model.parameters()))
+
+    def test_biases_decay_too_if_a_key_says_so_but_no_norm_does(self, tiny_cfg):
+        cfg = tiny_cfg("SOLVER.DECAY_BIASES", True, "MODEL.NAME", "efficientnet_b0")
+        model = build_model(cfg, 10)
+        decayed, others = build_optimizer(cfg, model).param_groups
+        names = {id(p): name for name, p in model.named_parameters()}
+        norms = {
+            f"{path}.{key}"
+            for path, m in model.named_modules()
+            if hasattr(m, "norm_act")
+            for key in ("weight", "bias")
+        }
+        assert {names[id(p)] for p in others["params"]} == norms
+        assert {names[id(p)] for p in decayed["params"]} == set(names.values()) - norms
+        assert "classifier.1.bias" not in norms
 
     def test_a_finished_run_gives_its_results_again(self, tiny_cfg, noise, tmp_path):
         results = train(tiny_cfg())
