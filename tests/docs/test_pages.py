@@ -44,6 +44,7 @@ ELSEWHERE = {
     "make test": ("it is what runs this", ".ci/run"),
     "make setup": ("installs everything", ".ci/run"),
     "git clone *": ("needs a network", ".ci/run"),
+    "-m evonorm": ("says what is on this machine", "tests/evonorm/test_doctor.py"),
     "tensorboard *": ("a server", "tests/evonorm_gan/test_trainer.py"),
     "tools/check_data.py *": ("takes the digits", "tests/tools/test_check_data.py"),
     "tools/make_digits.py": ("1400 images", "tests/evonorm_d2/test_digits.py"),
