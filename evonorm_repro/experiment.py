@@ -36,6 +36,8 @@ class Experiment(ABC):
         title: the table's title, which says what the runs were measured on.
         tool: the training tool's path from the repository's root.
         config: the config's path from the repository's root.
+        models: at both scales; the first is the default.
+        paper_models: further ones, at the paper's size only.
         norms: the rows.
         metrics: the columns; the learning rate is chosen by the first one.
         condition: the name of what is varied in addition to the norm, None if nothing is.
@@ -51,6 +53,8 @@ class Experiment(ABC):
     title: str
     tool: str
     config: str
+    models: tuple[str, ...] = ()
+    paper_models: tuple[str, ...] = ()
     norms: tuple[str, ...]
     metrics: tuple[Metric, ...]
     condition: str | None = None
@@ -61,6 +65,11 @@ class Experiment(ABC):
     baselines: tuple[str, ...] = ()
     median_and_best = False
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def models_at(cls, scale: str) -> tuple[str, ...]:
+        """The models that there are at a scale."""
+        return cls.models + (cls.paper_models if scale == "paper" else ())
 
     @abstractmethod
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
@@ -95,12 +104,7 @@ def reproduce(
         UserError: as :func:`run_jobs`; or a run for tuning is unfinished.
     """
     experiment.prepare()
-    tuning = {
-        (norm, factor): _job(experiment, out / "tuning", overrides, norm, factor)
-        for norm in norms
-        for factor in experiment.factors
-        if len(experiment.factors) > 1
-    }
+    tuning = tuning_jobs(experiment, norms, out, overrides)
     run(list(tuning.values()))
     for job in tuning.values():
         if not finished(job) and failure(job) is None:
@@ -109,14 +113,7 @@ def reproduce(
             )
     tuned = {key: _objective(experiment, job) for key, job in tuning.items()}
     factor = {norm: _best_factor(experiment, norm, tuned) for norm in norms}
-    jobs = {
-        (norm, condition, seed): _job(
-            experiment, out / "runs", overrides, norm, factor[norm], condition, seed
-        )
-        for norm in norms
-        for condition in experiment.conditions
-        for seed in range(seeds)
-    }
+    jobs = seed_jobs(experiment, norms, seeds, out, overrides, factor)
     run(list(jobs.values()))
     rows = [
         _row(experiment, norm, condition, [jobs[norm, condition, seed] for seed in range(seeds)])
@@ -126,6 +123,42 @@ def reproduce(
         for condition in experiment.conditions
     ]
     return {"rows": rows, "comparisons": _comparisons(experiment, rows)}
+
+
+def tuning_jobs(
+    experiment: Experiment, norms: Sequence[str], out: Path, overrides: Sequence[str]
+) -> dict[tuple[str, float], Job]:
+    """The runs to choose the learning rate by, by norm and factor; none for a single factor."""
+    return {
+        (norm, factor): _job(experiment, out / "tuning", overrides, norm, factor)
+        for norm in norms
+        for factor in experiment.factors
+        if len(experiment.factors) > 1
+    }
+
+
+def seed_jobs(
+    experiment: Experiment,
+    norms: Sequence[str],
+    seeds: int,
+    out: Path,
+    overrides: Sequence[str],
+    factor: dict[str, float],
+) -> dict[tuple[str, Any, int], Job]:
+    """The table's runs, by norm, condition and seed.
+
+    Args:
+        factor: of the learning rate, by norm; the experiment's only one, or 1, if it is not there.
+    """
+    usual = experiment.factors[0] if len(experiment.factors) == 1 else 1.0
+    return {
+        (norm, condition, seed): _job(
+            experiment, out / "runs", overrides, norm, factor.get(norm, usual), condition, seed
+        )
+        for norm in norms
+        for condition in experiment.conditions
+        for seed in range(seeds)
+    }
 
 
 def _job(

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from evonorm import check_norm_act
-from evonorm_repro.experiment import reproduce
+from evonorm_repro.costs import describe
+from evonorm_repro.experiment import Experiment, reproduce
 from evonorm_repro.present import as_table, as_text
 from evonorm_repro.tables import SCALES, TABLES
 from evonorm_runs import machine
@@ -34,7 +35,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("table", choices=sorted(TABLES))
     parser.add_argument("--scale", choices=SCALES, default="small")
     models = "; ".join(f"{name}: {', '.join(t.models)}" for name, t in sorted(TABLES.items()))
-    parser.add_argument("--model", help=f"by default the first of {models}")
+    more = ", ".join(TABLES["table2"].paper_models)
+    parser.add_argument(
+        "--model",
+        help=f"by default the first of {models}; at the paper's size table2 has {more} too",
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="3 by default")
     parser.add_argument("--norms", nargs="+", metavar="NORM", help="by default the paper's rows")
     parser.add_argument(
@@ -55,6 +60,15 @@ def parse() -> argparse.Namespace:
         metavar="N",
         help="GPUs for each run; by default one in small, at the paper's size all there are",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the runs' commands, images and GPU hours"
+    )
+    parser.add_argument(
+        "--images-per-second",
+        type=float,
+        metavar="X",
+        help="what one GPU of yours trains with this model, for the GPU hours of --dry-run",
+    )
     parser.add_argument("--ray", metavar="ADDRESS", help="run as tasks on a Ray cluster")
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, such as DATA.ROOT"
@@ -69,16 +83,18 @@ def main() -> int:
     with warnings.catch_warnings():
         # Importing Detectron2 warns that TorchScript is deprecated.
         warnings.simplefilter("ignore", FutureWarning)
-        text, complete = run(args)
+        text, complete = (costs if args.dry_run else run)(args)
     print(text)
     return 0 if complete else 1
 
 
 def check(args: argparse.Namespace) -> None:
-    models = TABLES[args.table].models
+    models = TABLES[args.table].models_at(args.scale)
     args.model = args.model or models[0]
     if args.model not in models:
-        raise UserError(f"--model {args.model}: {args.table} has {', '.join(models)}")
+        paper = TABLES[args.table].paper_models
+        more = f", and with --scale paper {', '.join(paper)}" if args.model in paper else ""
+        raise UserError(f"--model {args.model}: {args.table} has {', '.join(models)}{more}")
     with user_errors(ValueError, prefix="--norms: "):
         for norm in args.norms or ():
             check_norm_act(norm)
@@ -87,13 +103,18 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if not all(0 < factor < math.inf for factor in args.lrs or ()):
         raise UserError("--lrs must be positive")
+    if args.images_per_second is not None and not 0 < args.images_per_second < math.inf:
+        raise UserError("--images-per-second must be positive")
+    if args.images_per_second is not None and not args.dry_run:
+        raise UserError("--images-per-second is for --dry-run")
     if len(args.opts) % 2:
         raise UserError(f"KEY VALUE on the command line: {args.opts[-1]} has no value")
     check_gpus(args)
     name = args.table if args.model == models[0] else f"{args.table}_{args.model}"
     args.out = (args.out or Path(f"output/reproduce/{name}_{args.scale}")).absolute()
-    with user_errors(OSError, prefix="--out: "):
-        args.out.mkdir(parents=True, exist_ok=True)
+    if not args.dry_run:
+        with user_errors(OSError, prefix="--out: "):
+            args.out.mkdir(parents=True, exist_ok=True)
 
 
 def check_gpus(args: argparse.Namespace) -> None:
@@ -113,17 +134,28 @@ def check_gpus(args: argparse.Namespace) -> None:
         )
 
 
+def chosen(args: argparse.Namespace) -> tuple[Experiment, list[str]]:
+    """The table and its rows."""
+    experiment = TABLES[args.table](args.scale, args.model)
+    if args.lrs or args.scale == "paper":
+        experiment.factors = tuple(args.lrs or (1.0,))
+    return experiment, list(dict.fromkeys(args.norms or experiment.norms))
+
+
+def costs(args: argparse.Namespace) -> tuple[str, bool]:
+    """What --dry-run prints."""
+    options = args.seeds, args.out, args.opts, args.gpus, args.images_per_second
+    return describe(*chosen(args), *options), True
+
+
 def run(args: argparse.Namespace) -> tuple[str, bool]:
     """Do all runs and write results.json and table.json.
 
     Returns:
         the table as text, and whether each of its figures has a run.
     """
-    experiment = TABLES[args.table](args.scale, args.model)
-    if args.lrs or args.scale == "paper":
-        experiment.factors = tuple(args.lrs or (1.0,))
+    experiment, norms = chosen(args)
     grid = partial(run_jobs, at_once=args.at_once, gpus=args.gpus, ray_address=args.ray)
-    norms = list(dict.fromkeys(args.norms or experiment.norms))
     results = reproduce(experiment, norms, args.seeds, args.out, grid, args.opts)
     table = as_table(experiment, results)
     about = {

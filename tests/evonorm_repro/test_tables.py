@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 
 import pytest
 
 from evonorm import build_norm_act
 from evonorm_gan.evaluation.metrics import metric_key
+from evonorm_repro.costs import describe, trained_images
+from evonorm_repro.experiment import seed_jobs
 from evonorm_repro.tables import SCALES, TABLES, Table4
 from evonorm_runs.errors import UserError
 from evonorm_runs.grid import ROOT
@@ -18,7 +21,7 @@ LOADERS = {
     "tools/train_gan.py": "evonorm_gan.config",
     "tools/train_classifier.py": "evonorm_classifier.config",
 }
-EXPERIMENTS = [(t, s, m) for t in TABLES for s in SCALES for m in TABLES[t].models]
+EXPERIMENTS = [(t, s, m) for t in TABLES for s in SCALES for m in TABLES[t].models_at(s)]
 NORM = {
     "tools/train_net.py": lambda cfg: {
         cfg.MODEL[site].NORM for site in ("RESNETS", "FPN", "RPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
@@ -58,6 +61,28 @@ def test_the_learning_rate_is_a_multiple_of_the_configs(table):
         assert doubled == pytest.approx(2 * own)
 
 
+@pytest.mark.parametrize(
+    "model, sites, rate, images",
+    [  # table 2's network, and section 5.1's learning rate for 256 images and images per step
+        ("preact_resnet", "preact_resnet50", 0.1, 1024),
+        ("preact_resnet101", "preact_resnet101", 0.1, 1024),
+        ("mobilenet_v2", "mobilenet_v2", 0.1, 4096),
+        ("mnasnet_b1", "mnasnet_b1", 0.1, 4096),
+        ("efficientnet_b0", "efficientnet_b0", 0.016, 4096),
+        ("efficientnet_b5", "efficientnet_b5", 0.016, 2048),
+    ],
+)
+def test_table_2_trains_the_papers_models_at_the_papers_rates(model, sites, rate, images):
+    experiment = TABLES["table2"]("paper", model)
+    load = importlib.import_module(LOADERS[experiment.tool]).load_config
+    settings = experiment.settings("EvoNormB0", 1.0, None)
+    cfg = load(str(ROOT / experiment.config), [*settings, "DEVICE", "cpu"])
+    assert cfg.MODEL.NAME == sites
+    assert cfg.SOLVER.BASE_LR / cfg.SOLVER.REFERENCE_BATCH == pytest.approx(rate / 256)
+    assert cfg.SOLVER.IMS_PER_WORKER * cfg.SOLVER.WORKERS == images
+    assert cfg.INPUT.SIZE == (456 if model == "efficientnet_b5" else 224)
+
+
 @pytest.mark.parametrize(("table", "lr"), [("table3", 10.0), ("table4", 1 / 0.03), ("table5", 1e3)])
 def test_a_whole_number_is_a_learning_rate_too(table, lr):
     experiment = TABLES[table]("small", TABLES[table].models[0])
@@ -77,6 +102,10 @@ def test_the_papers_figures():
     table2 = TABLES["table2"]("paper", "preact_resnet").paper
     assert table2["EvoNormB0", None] == {"accuracy": "77.8"}
     assert table2["RS+rej", None] == {"accuracy": "76.3"}
+    found = [TABLES["table2"]("paper", m).paper for m in TABLES["table2"].models_at("paper")]
+    b0 = [figures["EvoNormB0", None]["accuracy"] for figures in found]
+    assert b0 == ["77.8", "75.1", "79.1", "75.3", "76.8", "83.6"]
+    assert {frozenset(x) for x in found} == {frozenset(table2)}
     table4 = Table4("paper", "R-50").paper["EvoNormS0", None]
     assert (table4["bbox/AP"], table4["segm/AP75"]) == ("43.6", "42.7")
     table5 = TABLES["table5"]("paper", "BigGAN-deep").paper
@@ -114,3 +143,48 @@ def test_madds_and_params_are_the_papers():
     paper = experiment.paper["EvoNormS0", None]
     assert f"{found['Params (M)']:.2f}" == paper["Params (M)"]
     assert found["MAdds (B)"] == pytest.approx(float(paper["MAdds (B)"]), rel=0.003)
+
+
+class TestCosts:
+    @pytest.mark.parametrize(
+        "table, model, images",
+        [
+            ("table2", "preact_resnet", 112_590 * 1024),  # 90 epochs of 1,281,167 // 1024 steps
+            ("table2", "efficientnet_b5", 350 * 625 * 2048),
+            ("table4", "R-50", 135_000 * 64),  # section 5.4
+            ("table5", "BigGAN-deep", 250_000 * 2048),
+        ],
+    )
+    def test_images_of_a_run_at_the_papers_size(self, table, model, images, tmp_path):
+        experiment = TABLES[table]("paper", model)
+        experiment.factors = (1.0,)
+        jobs = seed_jobs(experiment, experiment.norms[:1], 1, tmp_path, (), {})
+        assert trained_images(jobs[experiment.norms[0], None, 0]) == images
+
+    def test_finished_runs_cost_nothing_more(self, tmp_path):
+        experiment = TABLES["table2"]("paper", "preact_resnet")
+        experiment.factors = (1.0,)
+        arguments = (experiment, ["BN-ReLU", "EvoNormB0"], 2, tmp_path, ["SOLVER.EPOCHS", "10"], 0)
+        each = 10 * 1251 * 1024
+        text = describe(*arguments)
+        assert text.count("python ") == 4 and f"{4 * each:,} images to train with" in text
+        hours = f"{4 * each / 3.6e6:,.0f} GPU hours at 1,000 images a second and GPU, which nobody"
+        assert hours in text
+        (done, *_) = seed_jobs(*arguments[:5], {}).values()
+        done.folder.mkdir(parents=True)
+        settings = [done.tool, done.config, *done.settings]
+        (done.folder / "job.json").write_text(json.dumps({"settings": settings, "seconds": 1.0}))
+        text = describe(*arguments, 2500.0)
+        assert "# 4 runs of the table, 1 of them finished" in text and text.count("python ") == 3
+        hours = f"{3 * each / 2500 / 3600:.2g} GPU hours at 2,500 images a second and GPU, as"
+        assert hours in text
+        command = next(line for line in text.splitlines() if line.startswith("python "))
+        second = list(seed_jobs(*arguments[:5], {}).values())[1]
+        assert shlex.split(command)[1:] == second.command(0)
+
+    def test_runs_to_choose_a_learning_rate_are_counted(self, tmp_path):
+        experiment = TABLES["table2"]("small", "preact_resnet")
+        text = describe(experiment, ["BN-ReLU"], 3, tmp_path, (), 0)
+        each = 10 * (1437 // 128) * 128
+        assert "# 5 runs to choose the learning rate, 0 of them finished" in text
+        assert f"{(5 + 3) * each:,} images to train with" in text

@@ -44,6 +44,16 @@ def test_table_3_from_nothing(call, tmp_path, monkeypatch):
     assert status == 2 and "settings (not SOLVER.EPOCHS 2): name another --out" in err
 
 
+def test_a_dry_run_prints_commands_and_costs_and_makes_nothing(call, tmp_path):
+    arguments = ("table2", "--scale", "paper", "--model", "mnasnet_b1", "--norms", "EvoNormB0")
+    status, out, _ = call(*arguments, "--seeds", 1, "--dry-run", "--images-per-second", 500)
+    assert status == 0 and not list(tmp_path.iterdir())
+    commands, summary = out.strip().split("\n\n")
+    assert "/imagenet_mnasnet_b1.yaml --resume MODEL.NORM EvoNormB0 SOLVER.BASE_LR 0.1" in commands
+    images = 350 * (1_281_167 // 4096) * 4096
+    assert f"{images:,} images" in summary and f"{images / 1.8e6:,.0f} GPU hours" in summary
+
+
 def test_gpus_go_to_the_runs(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     for line, gpus in (
@@ -63,6 +73,13 @@ def test_gpus_go_to_the_runs(monkeypatch):
     ("arguments", "line"),
     [
         (("table4", "--model", "R-18"), "--model R-18: table4 has R-50, R-101"),
+        (
+            ("table2", "--model", "efficientnet_b5"),
+            "--model efficientnet_b5: table2 has preact_resnet, mobilenet_v2, and with --scale p",
+        ),
+        (("table3", "--model", "mnasnet_b1"), "--model mnasnet_b1: table3 has preact_resnet, mob"),
+        (("table2", "--dry-run", "--images-per-second", "0"), "--images-per-second must be"),
+        (("table2", "--images-per-second", "9"), "--images-per-second is for --dry-run"),
         (("table5", "--norms", "IN"), "--norms: unknown norm-act 'IN': "),
         (("table2", "--seeds", "0"), "--seeds must be at least 1"),
         (("table2", "--at-once", "-1"), "--at-once must be at least 1"),
