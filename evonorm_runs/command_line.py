@@ -7,13 +7,14 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Callable
-
-from fvcore.common.config import CfgNode
+from typing import TYPE_CHECKING, Any, Callable
 
 from . import distributed
 from .errors import one_line, printable, user_error_line
 from .stop import Stopped
+
+if TYPE_CHECKING:  # the benchmarks of layers run where fvcore is not installed
+    from fvcore.common.config import CfgNode
 
 Results = dict[str, float]
 

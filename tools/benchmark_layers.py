@@ -10,6 +10,8 @@ them alike. Times are medians; the JSON file has the quartiles too, and tools/pl
 draws it. The forward pass alone is in evaluation mode. The shapes of BigGAN are those of its
 conditional layers, with a weight and bias per sample.
 
+On a GPU that is the time of its kernels; the JSON file has the host's apart, in microseconds.
+
 S0/GN, B0/BN: our time over that of the native norm with an in-place ReLU.
 timm/S0, timm/B0: timm's time over ours.
 of copy: the bandwidth as a share of the copy's. It counts the bytes that the best schedule moves:
@@ -68,16 +70,15 @@ def main() -> int:
         for path, check in ((args.json, check_new), (args.plot, check_plot)):
             if path:
                 check(path)
-    results = []
+    about = {**machine(args.device), "dtype": args.dtype, "channels_last": args.channels_last}
+    record = {**about, "repeats": args.repeats, "results": []}
     for model, shapes in sets.items():
         for shape in shapes:
             print(f"{model} {shape}", file=sys.stderr)
-            results += measure(model, shape, args)
-    print(table(results))
-    about = {**machine(args.device), "dtype": args.dtype, "channels_last": args.channels_last}
-    record = {**about, "repeats": args.repeats, "results": results}
-    if args.json:
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+            record["results"] += measure(model, shape, args)
+            if args.json:  # after each shape, as a machine may be lent for some minutes only
+                args.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record["results"]))
     if args.plot:
         draw(record, args.plot)
     return 0

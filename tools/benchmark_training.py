@@ -19,6 +19,7 @@ mask-rcnn-r50-256: configs/detection/stock (R-50-FPN, 1x) with 2 images of 256x2
 there are as many objects as the heads sample, so that all norms have the same work.
 biggan-32, biggan-64: configs/gan/digits.yaml, 16 images. An iteration is a step of the
 discriminator and a step of the generator.
+biggan-128: configs/gan/imagenet128.yaml, 32 images, for a GPU. Two steps of the discriminator.
 """
 
 from __future__ import annotations
@@ -28,16 +29,12 @@ import json
 import sys
 import warnings
 
-import torch
-
 from evonorm_repro.benchmark.layers import common_options, machine, set_up
 from evonorm_repro.benchmark.plot import check_new
 from evonorm_repro.benchmark.training import (
     DETECTORS,
     GANS,
-    NORMS,
-    detector,
-    gan,
+    build_steps,
     measure,
     memory,
     memory_table,
@@ -66,15 +63,11 @@ def main() -> int:
         raise ValueError(f"--model: {args.model!r} is not known; known are {names}")
     if args.json:
         check_new(args.json)
-    build = detector if args.model in DETECTORS else gan
-    steps = {}
     with warnings.catch_warnings():
         # Importing Detectron2 warns that TorchScript is deprecated; nothing to act on.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "torch.meshgrid")
-        for norm in NORMS:
-            torch.manual_seed(0)
-            steps[norm] = build(args.model, norm, args.device, args.overrides)
+        steps = build_steps(args.model, args.device, args.overrides)
         record = {**machine(args.device), "model": args.model, "overrides": args.overrides}
         if args.memory:
             record["results"] = memory(steps, args.device)

@@ -12,6 +12,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable
@@ -55,6 +56,8 @@ SHAPES["mask-rcnn-2"] = [(2 * n, *rest) for n, *rest in SHAPES["mask-rcnn-1"]]
 GROWTH = [(n, 64, 28, 28) for n in (2, 6, 20, 60, 200, 600, 2000)]  # 1e5 to 1e8 elements
 ON_CHIP = 256 * 1024  # bytes: the registers of a GPU's multiprocessor, or a core's own cache
 WARM_UP = 2  # repetitions
+# Clocks for which a GPU is kept busy, some milliseconds, while the kernels to be timed are queued.
+BUSY, MOST_BUSY = 2**22, 2**30
 NATIVE = ("GN-ReLU", "BN-ReLU")  # the layers that a user names are compared with these
 
 
@@ -149,24 +152,39 @@ def both(layer: nn.Module, x: Tensor, dy: Tensor) -> None:
     torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
 
 
-def seconds(run: Callable[..., None], *args: Any) -> float:
+def seconds(run: Callable[..., None], *args: Any) -> tuple[float, float]:
+    """The seconds that a call takes on the device of its last argument, and on the host.
+
+    On a GPU the kernels are queued while it is busy with something else. So the first number has
+    no time of the host in it; if the host was not in time, the call is repeated.
+    """
     if not args[-1].is_cuda:
-        start = time.perf_counter()
-        run(*args)
-        return time.perf_counter() - start
+        taken = _on_host(run, *args)
+        return taken, taken
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    # Empties the cache, and keeps the GPU busy while the kernels to be timed are queued.
-    gibibyte(args[-1].device).zero_()
-    begin.record()
+    busy = BUSY
+    while True:
+        _gibibyte(args[-1].device).sum()  # fills the cache with what need not be written back
+        torch.cuda._sleep(busy)
+        begin.record()
+        on_host = _on_host(run, *args)
+        end.record()
+        in_time = not begin.query()
+        end.synchronize()
+        if in_time or busy >= MOST_BUSY:
+            return begin.elapsed_time(end) / 1e3, on_host
+        busy *= 4
+
+
+def _on_host(run: Callable[..., None], *args: Any) -> float:
+    start = time.perf_counter()
     run(*args)
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return time.perf_counter() - start
 
 
 @functools.lru_cache
-def gibibyte(device: torch.device) -> Tensor:
-    return torch.empty(2**30, dtype=torch.uint8, device=device)
+def _gibibyte(device: torch.device) -> Tensor:
+    return torch.zeros(2**28, device=device)
 
 
 def saved_bytes(layer: nn.Module, x: Tensor) -> int:
@@ -212,6 +230,12 @@ def least_bytes(name: str, shape: tuple[int, ...], itemsize: int, run: str) -> i
     return tensors * n * c * h * w * itemsize
 
 
+def of_copy(ours: dict[str, Any], copy: dict[str, Any]) -> float:
+    """The bandwidth of a result over that of the copy of the same shape and pass."""
+    share = ours["least_bytes"] / copy["least_bytes"]
+    return share * copy["median_ms"] / ours["median_ms"]
+
+
 def measure(model: str, shape: tuple[int, ...], args: argparse.Namespace) -> list[dict[str, Any]]:
     torch.compiler.reset()  # otherwise it stops compiling after some shapes
     dtype = getattr(torch, args.dtype)
@@ -221,7 +245,7 @@ def measure(model: str, shape: tuple[int, ...], args: argparse.Namespace) -> lis
         x, dy = (t.contiguous(memory_format=torch.channels_last) for t in (x, dy))
     layers = contestants(model, shape, dtype, args)
     turns = [(name, run) for run in (forward, both) for name in layers]
-    times: dict[tuple[str, Callable], list[float]] = {turn: [] for turn in turns}
+    times: dict[tuple[str, Callable], list[tuple[float, float]]] = {turn: [] for turn in turns}
     shuffle = random.Random(0).shuffle  # a layer may leave a warm cache to the next
     for _ in range(WARM_UP + args.repeats):
         shuffle(turns)
@@ -240,12 +264,14 @@ def measure(model: str, shape: tuple[int, ...], args: argparse.Namespace) -> lis
                 memory[name]["peak_bytes"] = peak_bytes(layer, of_x, dy)
     results = []
     for (name, run), taken in times.items():
+        on_device, on_host = zip(*taken[WARM_UP:])
         result = {
             "model": model,
             "shape": shape,
             "layer": name,
             "pass": "forward" if run is forward else "forward + backward",
-            **summary(taken[WARM_UP:], "ms", 1e3),
+            **summary(on_device, "ms", 1e3),
+            **(summary(on_host, "host_us", 1e6) if x.is_cuda else {}),
             **memory[name],
         }
         if not args.norms and (name == "copy" or name[:2] in FAMILIES):
@@ -258,7 +284,7 @@ def chosen_backend(name: str) -> contextlib.AbstractContextManager:
     return ops.reference_only() if "reference" in name else contextlib.nullcontext()
 
 
-def summary(taken: list[float], unit: str, scale: float = 1.0) -> dict[str, Any]:
+def summary(taken: Sequence[float], unit: str, scale: float = 1.0) -> dict[str, Any]:
     low, median, high = (scale * q for q in quartiles(taken))
     return {
         f"median_{unit}": median,
@@ -267,7 +293,7 @@ def summary(taken: list[float], unit: str, scale: float = 1.0) -> dict[str, Any]
     }
 
 
-def quartiles(values: list[float]) -> list[float]:
+def quartiles(values: Sequence[float]) -> list[float]:
     """The first quartile, the median and the third quartile, within the range of the values."""
     return statistics.quantiles(values, n=4, method="inclusive")
 
@@ -313,10 +339,9 @@ def family_table(results: list[dict[str, Any]], kind: str, about: str) -> list[s
         for model, shape in rows:
             found = {name: of[model, shape, which, name] for name in names}
             ms = {name: r["median_ms"] for name, r in found.items()}
-            share = found[ours]["least_bytes"] / found["copy"]["least_bytes"]
             values = [*ms.values(), ms[ours] / ms[f"{norm} + ReLU"]]
             values += [ms[timm] / ms[ours]] if timm in names else []
-            percent = f"{100 * share * ms['copy'] / ms[ours]:.0f} %"
+            percent = f"{100 * of_copy(found[ours], found['copy']):.0f} %"
             cells.append([row_name(model, shape), *(f"{v:.2f}" for v in values), percent])
         lines += ["", *align(cells)]
     on_gpu = "peak_bytes" in results[0]
