@@ -21,6 +21,7 @@ from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write, read_checkpoint
 from evonorm_runs.random_state import get_random_state, set_random_state
 
+from .average import KEY, averaged_weights
 from .backbone_file import check_backbone, with_writers
 
 
@@ -36,6 +37,9 @@ class Checkpointer(DetectionCheckpointer):
     first, then the tag `last_checkpoint`, so the tag names a whole checkpoint whenever the process
     is killed. Loading raises FileNotFoundError or UserError for a file that is absent, damaged or
     could run code, that does not fit the config, or of which nothing fits the model.
+
+    A checkpoint that holds an average of the weights (SOLVER.EMA_DECAY) gives this average, unless
+    a training goes on from it.
     """
 
     def __init__(
@@ -72,12 +76,13 @@ class Checkpointer(DetectionCheckpointer):
         with atomic_write(Path(self.save_dir, "last_checkpoint")) as file:
             file.write(last_filename_basename.encode())
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(f"{path}: there is no such checkpoint")
         self.source = path
+        self.goes_on = checkpointables is None and KEY in self.checkpointables
         with user_errors(URLError, prefix=f"MODEL.WEIGHTS {path}: "):
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         path = self.source
@@ -86,6 +91,8 @@ class Checkpointer(DetectionCheckpointer):
                 f"{path}: a checkpoint of train_classifier.py; tools/export_backbone.py makes a "
                 "file for MODEL.WEIGHTS of it"
             )
+        if KEY in checkpoint and not self.goes_on:
+            checkpoint["model"] = averaged_weights(checkpoint.pop(KEY))
         backbone = checkpoint.get("backbone")
         if backbone and self.cfg is not None:
             check_backbone(backbone["settings"], self.cfg, path)

@@ -74,6 +74,10 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     DATASETS.COCO: data sets of one's own in COCO's format, {name: [annotations.json, images/]}, and
         DATASETS.CLASSES, the names of their classes, which :func:`evonorm_d2.data.own.use_own_data`
         fills in.
+    SOLVER.ACCUMULATE: the number of parts that the batch of a step is taken in. SOLVER.EMA_DECAY:
+        if not 0, that of a moving average of the weights, which is evaluated. TEST.BEST_METRIC: if
+        not "", such as bbox/AP, model_best.pth is the checkpoint with the highest. train_net.py
+        reads these three.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
@@ -85,6 +89,7 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.EVONORM = CfgNode({**groups, **options, "RECOMPUTE": False})
     cfg.MODEL.TIMM = CfgNode({"NAME": "", "PRETRAINED": True, "FILE": "", "OUT_INDICES": []})
     cfg.MODEL.TIMM.NORM = ""
+    cfg.SOLVER.ACCUMULATE, cfg.SOLVER.EMA_DECAY, cfg.TEST.BEST_METRIC = 1, 0.0, ""
     cfg.DATASETS.COCO, cfg.DATASETS.CLASSES = CfgNode(new_allowed=True), []
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg

@@ -8,7 +8,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.solver import build_lr_scheduler
 from PIL import Image
 
-from evonorm_runs.config import check_more_than_zero, check_not_negative, value
+from evonorm_runs.config import check_fraction, check_more_than_zero, check_not_negative, value
 from evonorm_runs.errors import UserError, one_line, user_errors
 
 _CHOICES = {
@@ -67,6 +67,10 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
             f"SOLVER.AMP.ENABLED is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE}, and Detectron2's "
             "AMP needs a GPU: set SOLVER.AMP.ENABLED False"
         )
+    check_fraction(cfg, "SOLVER.EMA_DECAY")
+    _check_parts(cfg, processes)
+    if cfg.TEST.BEST_METRIC and not cfg.DATASETS.TEST:
+        raise UserError(f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC}, but DATASETS.TEST is empty")
     for key, choices in _CHOICES.items():
         if value(cfg, key) not in choices:
             raise UserError(f"{key} is {value(cfg, key)}, but should be {' or '.join(choices)}")
@@ -81,6 +85,16 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
     keys = "SOLVER.LR_SCHEDULER_NAME, STEPS, MAX_ITER, WARMUP_METHOD or WARMUP_ITERS: "
     with user_errors(AssertionError, TypeError, ValueError, prefix=keys):
         build_lr_scheduler(cfg, optimizer)
+
+
+def _check_parts(cfg: CfgNode, processes: int) -> None:
+    check_more_than_zero(cfg, "SOLVER.ACCUMULATE")
+    images = cfg.SOLVER.IMS_PER_BATCH // (cfg.SOLVER.REFERENCE_WORLD_SIZE or processes)
+    if images % cfg.SOLVER.ACCUMULATE:
+        raise UserError(
+            f"SOLVER.ACCUMULATE is {cfg.SOLVER.ACCUMULATE}, but each process has {images} images "
+            "of SOLVER.IMS_PER_BATCH, which should be a multiple of it"
+        )
 
 
 def _as_tuple(values: object) -> tuple | list:

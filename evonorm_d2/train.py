@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -36,7 +36,9 @@ from evonorm_runs.config import merge_saved
 from evonorm_runs.errors import UserError, disk_errors, one_line, user_errors
 from evonorm_runs.folder import CONFIG, METRICS, dump_line, keep_lines, read_metrics
 
-from . import solver
+from . import average, solver
+from .accumulate import in_parts
+from .best import BestCheckpoint
 from .checkpoint import Checkpointer, RandomState, kept_random_state
 from .config import add_evonorm_config
 from .data.check import check_data
@@ -59,6 +61,7 @@ MAY_DIFFER = {
     "SOLVER.STEPS",
     "SOLVER.CHECKPOINT_PERIOD",
     "DATALOADER.NUM_WORKERS",
+    "TEST.BEST_METRIC",
     "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS",
     "CUDNN_BENCHMARK",
@@ -71,7 +74,15 @@ class Trainer(DefaultTrainer):
 
     A run that was killed and resumed equals an uninterrupted one bit for bit, in one process on a
     CPU and as far as :class:`TrainLoader` can restore the position in the data.
+
+    Attributes:
+        average: the moving average of the model (SOLVER.EMA_DECAY), which is evaluated; or None.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__(cfg)
+        if cfg.SOLVER.ACCUMULATE > 1:
+            self._trainer = in_parts(self._trainer, cfg.SOLVER.ACCUMULATE)
 
     def build_hooks(self) -> list[HookBase | None]:
         # Called at the end of __init__, when Detectron2 has made the checkpointer to replace.
@@ -83,16 +94,28 @@ class Trainer(DefaultTrainer):
             data=self.data_loader,
             random=RandomState(),
         )
+        self.average = None
+        if self.cfg.SOLVER.EMA_DECAY:
+            model = self.checkpointer.model  # not wrapped for distributed training
+            self.average = average.weight_average(model, self.cfg.SOLVER.EMA_DECAY)
+            self.checkpointer.add_checkpointable(average.KEY, self.average)
         result = super().build_hooks()
         savers = (hooks.PeriodicCheckpointer, hooks.EvalHook)
         first_saver = next(i for i, hook in enumerate(result) if isinstance(hook, savers))
         result.insert(first_saver, RunningStatistics(self.cfg))
+        if self.average is not None:
+            result.insert(first_saver, average.UpdateAverage(self.average))
         writers = [x for hook in result for x in getattr(hook, "_writers", [])]
-        result = [
-            Evaluation(hook, writers) if isinstance(hook, hooks.EvalHook) else hook
-            for hook in result
-        ]
+        place = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
+        func = result[place]._func if self.average is None else self._evaluate_average
+        result[place] = Evaluation(result[place]._period, func, writers)
+        if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
+            result.insert(place + 1, BestCheckpoint(self.cfg, self.checkpointer))
         return [*result, StopOnSigterm()]
+
+    def _evaluate_average(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.average.module)
+        return self._last_eval_results
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -140,8 +163,10 @@ class Evaluation(hooks.EvalHook):
     iterations later. If a run is killed before an evaluation, it is done when the run goes on.
     """
 
-    def __init__(self, hook: hooks.EvalHook, writers: list[EventWriter]) -> None:
-        super().__init__(hook._period, hook._func)
+    def __init__(
+        self, period: int, evaluate: Callable[[], dict[str, Any]], writers: list[EventWriter]
+    ) -> None:
+        super().__init__(period, evaluate)
         self.writers = [x for x in writers if not isinstance(x, CommonMetricPrinter)]
 
     def before_train(self) -> None:
@@ -184,7 +209,8 @@ class StopOnSigterm(HookBase):
         trainer = self.trainer
         if trainer.iter + 1 == trainer.max_iter or not stop.asked():
             return
-        average_over_processes(_batch_dependent(trainer.checkpointer.model))
+        for model in _models(trainer):
+            average_over_processes(_batch_dependent(model))
         if comm.is_main_process():
             trainer.checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
         raise stop.Stopped(
@@ -206,17 +232,23 @@ class RunningStatistics(HookBase):
         self.checkpoint_period = cfg.SOLVER.CHECKPOINT_PERIOD
 
     def after_step(self) -> None:
-        model = self.trainer.checkpointer.model  # not wrapped for distributed training
-        layers = _batch_dependent(model)
-        if layers and self._due(self.eval_period) and self.precise.ENABLED:
-            batches = islice(self.trainer.data_loader.batches(0), self.precise.NUM_ITER)
-            recompute_statistics(model, batches)
-        if layers and (self._due(self.eval_period) or self._due(self.checkpoint_period)):
-            average_over_processes(layers)
+        for model in _models(self.trainer):
+            layers = _batch_dependent(model)
+            if layers and self._due(self.eval_period) and self.precise.ENABLED:
+                batches = islice(self.trainer.data_loader.batches(0), self.precise.NUM_ITER)
+                recompute_statistics(model, batches)
+            if layers and (self._due(self.eval_period) or self._due(self.checkpoint_period)):
+                average_over_processes(layers)
 
     def _due(self, period: int) -> bool:
         done = self.trainer.iter + 1
         return done == self.trainer.max_iter or (period > 0 and done % period == 0)
+
+
+def _models(trainer: Trainer) -> list[nn.Module]:
+    """The model, not wrapped for distributed training, and its average if there is one."""
+    average = [] if trainer.average is None else [trainer.average.module]
+    return [trainer.checkpointer.model, *average]
 
 
 def _batch_dependent(model: nn.Module) -> list[nn.Module]:
