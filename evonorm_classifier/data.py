@@ -115,9 +115,12 @@ class FolderSet:
         """As :meth:`DigitsSet.batches`. An image's crop is a function of the seed and the image."""
         # The loader seeds its processes from this generator, not from the global one.
         generator = torch.Generator().manual_seed(seed)
-        drawn = _Drawn(self.images, seed)
-        options = {**self.options, "generator": generator}
-        return iter(torch.utils.data.DataLoader(drawn, batch_sampler=chosen, **options))
+        options = {**self.options, "generator": generator, "batch_sampler": chosen}
+        return iter(torch.utils.data.DataLoader(self.drawn(seed), **options))
+
+    def drawn(self, seed: int) -> torch.utils.data.Dataset:
+        """The images and labels one by one, with an epoch's random transforms."""
+        return _Drawn(self.images, seed)
 
 
 class _Drawn(torch.utils.data.Dataset):
@@ -125,6 +128,9 @@ class _Drawn(torch.utils.data.Dataset):
 
     def __init__(self, images: Any, seed: int) -> None:
         self.images, self.seed = images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path = self.images.samples[index][0]

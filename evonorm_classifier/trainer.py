@@ -28,6 +28,7 @@ from evonorm_runs.random_state import seed_all
 
 from .config import get_cfg
 from .data import Batches, DigitsSet, FolderSet, open_data, seed_of, val_batches, worker_batches
+from .loading import Loading, decoding_rate
 from .models import build_model
 from .solver import build_optimizer, learning_rate, moving_average
 
@@ -72,6 +73,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     write_start(cfg, run.step)
     say(f"{len(train_set.classes)} classes, {len(train_set)} and {len(val_set)} images")
     say(str(run))
+    if isinstance(train_set, FolderSet) and run.step < cfg.SOLVER.EPOCHS * run.steps:
+        say_decoding_rate(cfg, train_set)
     log = Log(run.folder, run.step)
     batches = train_batches(run, train_set)
     total = cfg.SOLVER.EPOCHS * run.steps
@@ -95,6 +98,16 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     return {key: line[key] for line in done for key in RESULTS}
 
 
+def say_decoding_rate(cfg: CfgNode, train_set: FolderSet) -> None:
+    """Print how fast the images come at most; the main process alone tries it."""
+    if distributed.is_main():
+        rate, processes = decoding_rate(train_set.drawn(cfg.SEED)), cfg.DATA.NUM_WORKERS
+        say(
+            f"one process decodes {rate:.0f} images a second; "
+            f"DATA.NUM_WORKERS is {processes}, for each of {distributed.world_size()} processes"
+        )
+
+
 def train_batches(run: ClassifierRun, train_set: DigitsSet | FolderSet) -> Batches:
     """The batches of this process's workers, in turn, after the steps that are done."""
     own = run.cfg, distributed.rank(), distributed.world_size()
@@ -112,7 +125,7 @@ def train_step(run: ClassifierRun, step: int, batches: Batches) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     for i, worker in enumerate(run.workers):
-        images, labels = (x.to(run.device, non_blocking=True) for x in next(batches))
+        images, labels = (x.to(run.device, non_blocking=True) for x in run.loading.take(batches))
         share_statistics(run.batch_norms, i, len(run.workers))
         run.seed(seed_of(run.cfg.SEED, step, worker))  # for dropout
         with distributed.no_sync(run.wrapped, i < len(run.workers) - 1):
@@ -226,6 +239,7 @@ class ClassifierRun:
         # The sums of loss and accuracy, and the number of steps, since the log's last line.
         self.sums, self.counted = torch.zeros(2, device=device), 0
         self.timed = 0  # how many of these steps this process itself has done
+        self.loading = Loading(cfg.DATA.NUM_WORKERS)
         self.correct = 0.0  # accuracy, summed over the steps of the epoch
 
     def __str__(self) -> str:
@@ -322,6 +336,7 @@ def write_log(run: ClassifierRun, log: Log, step: int, lr: float) -> None:
     Raises:
         UserError: the loss is not finite or, at the end of an epoch, a weight is not.
     """
+    steps = run.timed
     loss, seconds = run.pop_means()
     weights = run.model.parameters() if step % run.steps == 0 else ()
     if not math.isfinite(loss) or not all(torch.isfinite(p).all() for p in weights):
@@ -332,6 +347,8 @@ def write_log(run: ClassifierRun, log: Log, step: int, lr: float) -> None:
         )
     log.write(step, {"loss": loss, "lr": lr, "seconds": seconds})
     say(f"step {step}: loss {loss:.4f}, lr {lr:.4g}, {seconds:.4f} s")
+    if hint := run.loading.hint(seconds * steps):
+        say(hint)
 
 
 def summary(results: dict[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evonorm_classifier import data
+from evonorm_classifier import data, loading
 from evonorm_classifier.config import load_config
 from evonorm_classifier.data import open_data, seed_of, val_batches, worker_batches
+from evonorm_classifier.trainer import train
 from evonorm_runs.errors import UserError
 from evonorm_runs.images.digits import make_digits
 from evonorm_runs.images.garments import load_garments
@@ -194,3 +196,50 @@ class TestFolder:
         train, _ = open_data(of_folder(cfg, folder))
         with pytest.raises(UserError, match=r"^\S+/b/1.png: "):
             list(train.batches([[0, 2]], seed=0))
+
+    def test_a_training_says_how_fast_images_are_decoded(self, cfg, folder, tmp_path, capsys):
+        settings = "SOLVER.IMS_PER_WORKER", 3, "SOLVER.EPOCHS", 2, "SOLVER.WARMUP_EPOCHS", 1.0
+        train(of_folder(cfg, folder, "OUTPUT_DIR", tmp_path / "run", *settings))
+        (line,) = [x for x in capsys.readouterr().out.splitlines() if " decodes " in x]
+        found = re.fullmatch(
+            r"one process decodes (\d+) images a second; "
+            r"DATA.NUM_WORKERS is 0, for each of 1 processes",
+            line,
+        )
+        assert found and int(found[1]) > 0
+
+
+class TestLoading:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        """A clock that stands still, unless clock[0] is set on."""
+        now = [0.0]
+        monkeypatch.setattr(loading.time, "perf_counter", lambda: now[0])
+        return now
+
+    def test_the_rate_is_of_images_tried_for_a_short_time(self, clock):
+        class Slow(list):
+            def __getitem__(self, index):
+                clock[0] += 0.125
+
+        assert loading.decoding_rate(Slow(range(100))) == 8
+        assert clock[0] == 0.5  # after 4 images
+        assert loading.decoding_rate(Slow(range(2))) == 8
+
+    def test_much_waiting_is_said_once_and_not_of_the_start(self, clock):
+        def slow():
+            while True:
+                clock[0] += 0.3
+                yield "batch"
+
+        batches, found = slow(), loading.Loading(2)
+
+        def interval(seconds):
+            assert [found.take(batches) for _ in range(2)] == ["batch"] * 2
+            return found.hint(seconds)
+
+        assert interval(1.0) == ""  # the start: 60 %
+        assert interval(10.0) == ""
+        expected = "60% of the time is waiting for images: raise DATA.NUM_WORKERS (it is 2, and"
+        assert interval(1.0).startswith(expected)
+        assert interval(1.0) == ""
