@@ -569,11 +569,31 @@ def sentences():
         "../README.md",
         f"keeps {detector['EvoNormS0']} MiB with EvoNorm-S0, {detector['GN']} with GN",
     )
+    yield (
+        "migrating.md",
+        f"{detector['EvoNormS0']} MiB with S0, {detector['GN']} with GN and "
+        f"{detector['BN']} with BN",
+    )
+    s0 = [
+        f"{result(f'training_cpu_{model}.json')['ratios']['EvoNormS0 / GN']['median']:.2f}"
+        for model in ("mask_rcnn_r50_256", "mask_rcnn_digits")
+    ]
+    yield (
+        "migrating.md",
+        f"S0 takes {s0[0]} of the time with GN in R-50-FPN on images of 256x256, and {s0[1]} in a",
+    )
+    small = {r["layer"]: f"{r['bbox/AP']['mean']:.1f}" for r in result("table4_small.json")["rows"]}
+    order = (small[x] for x in ("GN-ReLU", "EvoNormS0", "EvoNormB0", "BN-ReLU"))
+    yield "migrating.md", f"(results/table4_small.json)) | {' | '.join(order)} |"
+    aps = (f"{demo['norms'][norm]['bbox/AP']:.1f}" for norm in ("GN", "EvoNormS0"))
+    yield "migrating.md", f"(results/demo.json)) | {' | '.join(aps)} | | |"
     counts = {
         r["layer"]: r["parameters"] / 1e6 for r in result("table4_complexity.json")["table_4"][:4]
     }
     yield "choosing.md", f"{counts['BN-ReLU']:.4f} M parameters with BN or GN"
     yield "choosing.md", f"{counts['EvoNorm-S0']:.4f} M with B0 or S0"
+    gn, s0 = (f"{counts[layer]:.4f} M" for layer in ("GN-ReLU", "EvoNorm-S0"))
+    yield "migrating.md", f"{gn} parameters with GN and {s0} with S0"
 
 
 @pytest.mark.parametrize("page, sentence", list(sentences()))
