@@ -148,24 +148,50 @@ def draw_small_batch(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def _by_layer_and_size(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[str, int], Any]]:
-    return [((row["layer"], row["ims_per_worker"]), row) for row in rows]
+def draw_widths(record: dict[str, Any]) -> Figure:
+    """Accuracy against parameters and against MAdds, as figure 11: means, and a dot per seed."""
+    rows = [row for row in record["rows"] if row["accuracy"]]
+    figure = _figure(9.5, 4.2)
+    grid = figure.subplots(1, 2, sharey=True)
+    for ax, title in zip(grid, ("Params (M)", "MAdds (M)")):
+        for i, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
+            own = [(r["described"][title], r["accuracy"]) for r in rows if r["layer"] == layer]
+            own.sort(key=lambda point: point[0])
+            style = {"color": f"C{i}", "marker": "os^vDPX*<>"[i % 10], "ms": 5, "lw": 1.2}
+            ax.plot([x for x, _ in own], [y["mean"] for _, y in own], label=layer, **style)
+            for x, y in own:
+                values = y["values"]
+                ax.plot([x] * len(values), values, ".", color=f"C{i}", ms=4, alpha=0.6)
+        ax.set_xlabel(title)
+        ax.grid(alpha=0.3)
+    grid[0].set_ylabel("accuracy, %")
+    grid[-1].legend(fontsize=8)
+    figure.suptitle(record.get("title", "measured"), fontsize=10)
+    return figure
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """What reproduce.py table3 wrote. Raises ValueError if the file holds anything else."""
+def _by_layer_and_size(
+    rows: Sequence[dict[str, Any]], key: str = "ims_per_worker"
+) -> list[tuple[tuple[str, float], Any]]:
+    return [((row["layer"], row[key]), row) for row in rows]
+
+
+def read_result(path: Path, table: str = "table3") -> dict[str, Any]:
+    """What reproduce.py table3, or figure11, wrote. Raises ValueError if it is anything else."""
+    key = {"table3": "ims_per_worker", "figure11": "width"}[table]
     try:
         record = json.loads(path.read_text())
-        for (layer, size), row in _by_layer_and_size(record["rows"]):
+        for (layer, size), row in _by_layer_and_size(record["rows"], key):
             found = row["accuracy"]  # None where all runs failed
             numbers = [found["mean"], *found["values"]] if found else []
+            numbers += [row["described"][x] for x in ("Params (M)", "MAdds (M)") if key == "width"]
             if not (isinstance(layer, str) and size > 0 and all(n < 1e9 for n in numbers)):
                 raise ValueError
         if any(row["accuracy"] for row in record["rows"]):
             return record
     except (KeyError, TypeError, ValueError):
         pass
-    raise ValueError(f"{path}: not what reproduce.py table3 writes, or not one run ended well")
+    raise ValueError(f"{path}: not what reproduce.py {table} writes, or not one run ended well")
 
 
 def _figure(width: float, height: float) -> Figure:

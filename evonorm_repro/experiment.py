@@ -79,7 +79,7 @@ class Experiment(ABC):
     def read(self, folder: Path) -> dict[str, float]:
         """The metrics of a finished run, by key."""
 
-    def describe(self, norm: str) -> dict[str, float]:
+    def describe(self, norm: str, condition: Any = None) -> dict[str, float]:
         """Figures of a row that need no run, by title."""
         return {}
 
@@ -223,7 +223,7 @@ def _row(experiment: Experiment, norm: str, condition: Any, jobs: list[Job]) -> 
     for metric in experiment.metrics:
         row[metric.key] = summarise([values[metric.key] for values in read.values()])
     row["paper"] = experiment.paper.get((norm, condition), {})
-    row["described"] = experiment.describe(norm)
+    row["described"] = experiment.describe(norm, condition)
     return row
 
 
@@ -268,3 +268,16 @@ def _verdict(difference: float, p: float, higher: bool) -> str:
     if not p < SIGNIFICANT:  # p is nan if all values are alike
         return "not told apart"
     return "better" if (difference > 0) == higher else "worse"
+
+
+def number(value: float) -> str:
+    """A number as text for a config, where 1.0 is a float and 1 is not."""
+    return repr(float(f"{value:g}"))
+
+
+def pick(values: dict[str, float], metrics: tuple[Metric, ...], folder: Path) -> dict[str, float]:
+    """The metrics among a run's last values. A value is not finite if COCO had nothing to rate."""
+    missing = [metric.key for metric in metrics if metric.key not in values]
+    if missing:
+        raise UserError(f"{folder}/metrics.json: no {missing[0]} in it")
+    return {metric.key: values.get(metric.key, math.nan) for metric in metrics}

@@ -16,7 +16,7 @@ def as_table(experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
     Each norm has a row, and below it a row with the paper's figures if there are any. If something
     is varied in addition to the norm, each of its values has a column, as in the paper's table 3.
     """
-    described = list(results["rows"][0]["described"])
+    described = [] if experiment.condition else list(results["rows"][0]["described"])
     columns = [metric.title for metric in experiment.metrics] + described
     if experiment.condition:
         columns = [str(condition) for condition in experiment.conditions]
@@ -71,6 +71,9 @@ def _notes(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     for row in rows:
         where = f" at {row[experiment.condition]}" if experiment.condition else ""
         notes += [f"{row['layer']}{where}, seed {k}: {why}" for k, why in row["failed"].items()]
+    for row in rows if experiment.condition else ():
+        figures = ", ".join(f"{title} {value:.2f}" for title, value in row["described"].items())
+        notes += [f"{row['layer']} at {row[experiment.condition]}: {figures}"] * bool(figures)
     tuned = {row["layer"]: row["tuning"] for row in rows if row["tuning"]}
     if tuned:
         metric = experiment.metrics[0]

@@ -1,17 +1,16 @@
-"""The paper's tables 2 to 5, each with a small setting and the paper's."""
+"""The paper's tables 2 to 5 and figure 11, each with a small setting and the paper's."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from evonorm_gan.evaluation.metrics import metric_key
-from evonorm_runs.errors import UserError
 from evonorm_runs.folder import read_metrics
 
-from .experiment import Experiment, Metric
-from .paper import TABLE_2, TABLE_3, TABLE_4, TABLE_5
+from .classification import Figure11, Table2, Table3
+from .experiment import Experiment, Metric, number, pick
+from .paper import TABLE_4, TABLE_5
 from .table5 import read_run
 
 SCALES = ("small", "paper")
@@ -65,7 +64,7 @@ class Table4(Experiment):
         values = {key: value for line in lines for key, value in line.items()}
         return pick(values, self.metrics, folder)
 
-    def describe(self, norm: str) -> dict[str, float]:
+    def describe(self, norm: str, condition: Any = None) -> dict[str, float]:
         from evonorm_d2.analysis import analyze
         from evonorm_d2.run_config import load_config
         from evonorm_runs.checkout import ROOT
@@ -120,103 +119,10 @@ class Table5(Experiment):
         return {"IS": run.IS, "FID": run.FID}
 
 
-# The models of tables 2 and 3, and their configs at the paper's size.
-CLASSIFIERS = {
-    "preact_resnet": "imagenet_resnet50",
-    "preact_resnet101": "imagenet_resnet101",
-    "mobilenet_v2": "imagenet_mobilenet_v2",
-    "mnasnet_b1": "imagenet_mnasnet_b1",
-    "efficientnet_b0": "imagenet_efficientnet_b0_rmsprop",
-    "efficientnet_b5": "imagenet_efficientnet_b5",
+TABLES = {
+    "table2": Table2,
+    "table3": Table3,
+    "table4": Table4,
+    "table5": Table5,
+    "figure11": Figure11,
 }
-# Learning rates for 256 images that are not 0.1 (section 5.1), by table and model.
-RATES = {
-    (2, "efficientnet_b0"): 0.016,
-    (2, "efficientnet_b5"): 0.016,
-    (3, "mobilenet_v2"): 0.03,
-}
-
-
-class Classification(Experiment):
-    """Accuracy of image classifiers (section 5.1)."""
-
-    tool = "tools/train_classifier.py"
-    models = ("preact_resnet", "mobilenet_v2")
-    metrics = (Metric("accuracy", "accuracy (%)"),)
-    factors = (0.5, 1.0, 2.0, 4.0, 8.0)
-    table = 0
-
-    def __init__(self, scale: str, model: str) -> None:
-        self.config = f"configs/classification/{CLASSIFIERS[model]}.yaml"
-        self.title = f"Table {self.table}: {model} on ImageNet"
-        self.base_lr = RATES.get((self.table, model), 0.1)
-        if scale == "small":
-            self.base_lr = 0.1
-            name = {"preact_resnet": "digits"}.get(model, f"digits_{model}")
-            self.config = f"configs/classification/{name}.yaml"
-            self.title = f"Table {self.table} in small: {model} on digits"
-            self.notes = (*self.notes, "The paper's figures: ImageNet.")
-
-    def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
-        settings = ["MODEL.NORM", norm, "SOLVER.BASE_LR", number(factor * self.base_lr)]
-        if condition:
-            settings += ["SOLVER.IMS_PER_WORKER", str(condition)]
-        return settings
-
-    def read(self, folder: Path) -> dict[str, float]:
-        values = {key: value for line in read_metrics(folder)[0] for key, value in line.items()}
-        return pick(values, self.metrics, folder)
-
-
-class Table3(Classification):
-    """Accuracy against images per worker, for layers without batch statistics, and BN."""
-
-    table = 3
-    norms = ("BN-ReLU", "GN-ReLU", "GN-Swish", "FRN", "EvoNormS0", "EvoNormS1", "EvoNormS2")
-    baselines = ("BN-ReLU", "GN-ReLU")
-    condition = "ims_per_worker"
-    conditions = (128, 64, 32, 16, 8, 4, 2)
-    notes = (
-        "The learning rate is tuned at 128 images per worker, and scaled linearly from there.",
-    )
-
-    def __init__(self, scale: str, model: str) -> None:
-        super().__init__(scale, model)
-        self.paper = {
-            (norm, images): {"accuracy": cell}
-            for norm, row in TABLE_3[model].items()
-            for images, cell in zip(self.conditions, row.split())
-        }
-
-
-class Table2(Classification):
-    """Accuracy of layers with batch statistics, and of random and searched baselines."""
-
-    table = 2
-    paper_models = ("preact_resnet101", "mnasnet_b1", "efficientnet_b0", "efficientnet_b5")
-    norms = (
-        *("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish", "Random+rej", "RS+rej"),
-        *("EvoNormB0", "EvoNormB1", "EvoNormB2"),
-    )
-    baselines = ("BN-ReLU", "BN-Swish-1")
-
-    def __init__(self, scale: str, model: str) -> None:
-        super().__init__(scale, model)
-        rows = TABLE_2[model].items()
-        self.paper = {(norm, None): {"accuracy": cell} for norm, cell in rows}
-
-
-TABLES = {"table2": Table2, "table3": Table3, "table4": Table4, "table5": Table5}
-
-
-def number(value: float) -> str:
-    """A number as text for a config, where 1.0 is a float and 1 is not."""
-    return repr(float(f"{value:g}"))
-
-
-def pick(values: dict[str, float], metrics: tuple[Metric, ...], folder: Path) -> dict[str, float]:
-    """The metrics among a run's last values. A value is not finite if COCO had nothing to rate."""
-    missing = [metric.key for metric in metrics if metric.key not in values]
-    if missing:
-        raise UserError(f"{folder}/metrics.json: no {missing[0]} in it")
-    return {metric.key: values.get(metric.key, math.nan) for metric in metrics}

@@ -5,10 +5,12 @@
     python tools/plot_norms.py sample -o sample.svg         # table 3: statistics of single samples
     python tools/plot_norms.py layers FRN "x * tanh(v1 * x) / std_g(x)" -o own.svg   # any layers
     python tools/plot_norms.py small-batch RESULT.json -o small_batch.svg
+    python tools/plot_norms.py widths RESULT.json -o widths.svg
 
-All but the last show a layer's output against one value of its input. The other values of the input
-have the statistics that the picture names. The curves are computed by the layers themselves, from
-feature maps with those statistics. The last one draws what reproduce.py table3 wrote.
+All but the last two show a layer's output against one value of its input. The other values of the
+input have the statistics that the picture names. The curves are computed by the layers themselves,
+from feature maps with those statistics. The last two draw what reproduce.py table3 and figure11
+wrote.
 """
 
 from __future__ import annotations
@@ -26,10 +28,13 @@ from evonorm_repro.curves import (
     draw_layers,
     draw_rows,
     draw_small_batch,
+    draw_widths,
     read_result,
     save,
 )
 from evonorm_runs.command_line import run_tool
+
+RESULTS = {"small-batch": "table3", "widths": "figure11"}  # of which table's results
 
 
 @run_tool("plot_norms.py", kinds=(ValueError, OSError))
@@ -44,10 +49,12 @@ def main() -> int:
         ("sample", "GN, FRN and the S series"),
         ("layers", "norm-acts that you name, or formulas"),
         ("small-batch", "accuracy against images per worker"),
+        ("widths", "accuracy against parameters and MAdds"),
     ):
         command = commands.add_parser(name, help=about, description=f"Draw {about}.")
-        if name == "small-batch":
-            command.add_argument("result", type=Path, help="what reproduce.py table3 wrote")
+        if name in RESULTS:
+            help_text = f"what reproduce.py {RESULTS[name]} wrote"
+            command.add_argument("result", type=Path, help=help_text)
         if name == "layers":
             command.add_argument("norms", nargs="+", metavar="NORM", help="a name or a formula")
         command.add_argument("-o", "--out", type=Path, required=True, help="a new .png, .svg, .pdf")
@@ -61,6 +68,7 @@ def main() -> int:
         "layers": lambda: draw_rows(args.norms),
         "sample": lambda: draw_layers(SAMPLE, "sample"),
         "small-batch": lambda: draw_small_batch(read_result(args.result)),
+        "widths": lambda: draw_widths(read_result(args.result, "figure11")),
     }[args.command]()
     save(figure, args.out)
     return 0

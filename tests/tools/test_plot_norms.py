@@ -167,6 +167,30 @@ def test_only_results_of_table_3_are_drawn(call, tmp_path, text):
     ]
 
 
+def test_widths(call, tmp_path):
+    rows = [
+        {**row(layer, 0, values), "width": width, "described": {"Params (M)": p, "MAdds (M)": m}}
+        for layer, width, p, m, values in (
+            ("BN-ReLU", 1.1, 4.0, 360.0, [75.0]),
+            ("BN-ReLU", 0.9, 3.0, 240.0, [70.0, 72.0]),
+            ("EvoNormB0", 0.9, 3.1, 240.0, [73.0]),
+        )
+    ]
+    left, right = tool.draw_widths({"rows": rows}).axes
+    assert lines(left)["BN-ReLU"].get_xydata().tolist() == [[3, 71], [4, 75]]
+    assert lines(right)["BN-ReLU"].get_xydata().tolist() == [[240, 71], [360, 75]]
+    assert lines(right)["EvoNormB0"].get_xydata().tolist() == [[240, 73]]
+    file, out = tmp_path / "result.json", tmp_path / "widths.svg"
+    file.write_text(json.dumps({"rows": rows}))
+    assert call("widths", file, "-o", out) == (0, "", "") and out.stat().st_size > 10_000
+    status, _, err = call("small-batch", file, "-o", tmp_path / "other.svg")
+    assert status == 2 and "not what reproduce.py table3 writes" in err
+    del rows[0]["described"]
+    file.write_text(json.dumps({"rows": rows}))
+    status, _, err = call("widths", file, "-o", tmp_path / "other.svg")
+    assert status == 2 and "not what reproduce.py figure11 writes" in err
+
+
 def test_bad_arguments(call, tmp_path):
     kept = tmp_path / "kept.svg"
     kept.write_text("kept")
