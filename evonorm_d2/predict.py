@@ -46,6 +46,10 @@ class RunPredictor:
             raise UserError(f"{run}: not a run of train_net.py, which has a config.yaml")
         if device:
             check_device(device, "--device")
+        with user_errors(OSError, ValueError):
+            text = (folder / "config.yaml").read_text()
+        if "DATASETS:" not in text:
+            raise UserError(f"{run}: a run of another tool than train_net.py")
         # The checkpoint has all weights, so a backbone of timm's is not fetched.
         changes = ("MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.TIMM.PRETRAINED", "False")
         cfg = load_config(str(folder / "config.yaml"), changes)

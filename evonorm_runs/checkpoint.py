@@ -38,9 +38,9 @@ def check_same_run(old: CfgNode, new: CfgNode, path: Path, may_differ: Collectio
     """
     was, now = flat(old), flat(new)
     differing = [
-        f"{key} {now[key]!r} (was {was[key]!r})"
+        f"{key} {now[key]!r} (was {was.get(key)!r})"
         for key in sorted(now)
-        if now[key] != was[key] and key not in (*may_differ, "DEVICE", "OUTPUT_DIR")
+        if now[key] != was.get(key) and key not in (*may_differ, "DEVICE", "OUTPUT_DIR")
     ]
     if differing:
         raise UserError(

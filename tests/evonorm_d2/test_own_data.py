@@ -144,3 +144,16 @@ def test_paths_and_names_that_are_wrong(write, load, tmp_path):
         (tmp_path / "train.json").write_text(text)
         assert good[0] in refusal(load, {"my_train": good})
     assert "DATASETS.COCO" in refusal(load, {"my_train": good}, "DATASETS.COCO", "[1]")
+
+
+def test_a_run_goes_on_with_data_that_were_moved(write, load, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/model_final.pth").touch()
+    (tmp_path / "run/config.yaml").write_text(load({"my_train": write("train")}).dump())
+    moved = {"my_train": write("moved"), "my_val": write("val")}
+    check_run(load(moved, "DATASETS.TEST", "()"), True, False)
+    with pytest.raises(UserError, match="DATASETS.TEST"):
+        check_run(load(moved), True, False)
+    moved = {"my_train": write("moved", categories=OTHER)}
+    with pytest.raises(UserError, match="DATASETS.CLASSES .'ANT', 'COW', 'BEE'. .was .'ant'"):
+        check_run(load(moved), True, False)

@@ -9,8 +9,12 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import EventStorage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from evonorm_d2 import train as training
 from evonorm_d2.accumulate import AMPInParts, InParts
@@ -45,9 +49,9 @@ class Regression(nn.Module):
         return {"a": y[:, 0].square().mean(), "b": y[:, 1].abs().mean()}
 
 
-def steps(kind, parts, images, num=3):
+def steps(kind, parts, images, wrap=lambda model: model, num=3):
     """The weights after some steps of SGD."""
-    model = Regression()
+    model = wrap(Regression())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     trainer = kind(model, [images] * num, optimizer)
     trainer.parts = parts
@@ -64,6 +68,26 @@ def test_a_step_in_parts_is_the_step_of_the_batch(kind, parts):
     expected = steps(SimpleTrainer, 1, images)
     torch.testing.assert_close(steps(kind, parts, images), expected, rtol=1e-12, atol=1e-14)
     assert not torch.allclose(expected, steps(SimpleTrainer, 1, images[:3]), rtol=1e-3)
+
+
+def _share(rank, folder):
+    """A process's steps on its half of the images."""
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.manual_seed(1)
+    images = list(torch.randn(8, 5, dtype=torch.float64))
+    with EventStorage(0):
+        found = steps(InParts, 2, images[4 * rank : 4 * rank + 4], DistributedDataParallel)
+    torch.save(found, f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_processes_average_the_gradients_of_all_parts(tmp_path):
+    mp.start_processes(_share, (str(tmp_path),), nprocs=2, start_method="fork")
+    torch.manual_seed(1)
+    expected = steps(SimpleTrainer, 1, list(torch.randn(8, 5, dtype=torch.float64)))
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pth")
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_a_detectors_step_in_parts_is_that_of_several_gpus(config):

@@ -109,9 +109,12 @@ def test_what_is_refused(own, call, images, tmp_path):
     run = own[0]
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.yaml").write_text((run / "config.yaml").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text("DATA: {NAME: digits}")
     cases = [
         ((tmp_path, images), "not a run of train_net.py"),
         ((tmp_path / "empty", images), "it has no checkpoint yet"),
+        ((tmp_path / "other", images), "a run of another tool than train_net.py"),
         ((run, tmp_path / "none.png"), "no such image or folder"),
         ((run, tmp_path / "empty"), "no image (.png"),
         ((run / "none.pth", images), "there is no such checkpoint"),
