@@ -55,10 +55,18 @@ def _summary(experiment: Experiment, images: int, rate: float | None) -> str:
     speed = f"{rate or USUAL_RATE:,g} images a second and GPU"
     measured = "as --images-per-second says"
     if rate is None:
-        measured = "which nobody has measured: give yours by --images-per-second"
+        measured = "a round number, not measured: give yours by --images-per-second"
     title = f"{experiment.title}: {images:,} images to train with, evaluations not counted"
     amount = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
     return f"{title}\n{amount} GPU hours at {speed}, {measured}"
+
+
+def in_full(
+    experiment: Experiment, norms: Sequence[str], seeds: int, overrides: Sequence[str]
+) -> str:
+    """On one line: the table's runs, whether they are finished or not, without those for tuning."""
+    jobs = seed_jobs(experiment, norms, seeds, Path(), overrides, {}).values()
+    return f"{experiment.title}: {len(jobs)} runs, {sum(map(trained_images, jobs)):,} images"
 
 
 def trained_images(job: Job) -> int:

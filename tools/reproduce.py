@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from evonorm import check_norm_act
-from evonorm_repro.costs import describe
+from evonorm_repro.costs import describe, in_full
 from evonorm_repro.experiment import Experiment, reproduce
 from evonorm_repro.present import as_table, as_text
 from evonorm_repro.tables import SCALES, TABLES
@@ -144,8 +144,13 @@ def chosen(args: argparse.Namespace) -> tuple[Experiment, list[str]]:
 
 def costs(args: argparse.Namespace) -> tuple[str, bool]:
     """What --dry-run prints."""
+    experiment, norms = chosen(args)
     options = args.seeds, args.out, args.opts, args.gpus, args.images_per_second
-    return describe(*chosen(args), *options), True
+    table = TABLES[args.table]
+    others = [table(args.scale, x) for x in table.models_at(args.scale) if x != args.model]
+    lines = [in_full(other, norms, args.seeds, args.opts) for other in others]
+    more = ["", "The other models, by --model:", *lines] if lines else []
+    return "\n".join([describe(experiment, norms, *options), *more]), True
 
 
 def run(args: argparse.Namespace) -> tuple[str, bool]:

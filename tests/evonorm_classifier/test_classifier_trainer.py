@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from evonorm_classifier import trainer
 from evonorm_classifier.config import load_config
 from evonorm_classifier.data import DigitsSet, worker_batches
+from evonorm_classifier.export import read_run
 from evonorm_classifier.models import build_model
 from evonorm_classifier.solver import build_optimizer, moving_average
 from evonorm_classifier.trainer import ClassifierRun, learning_rate, train
@@ -306,6 +307,14 @@ class TestRuns:
             losses[kind] = F.cross_entropy(model.eval()(noise[1].images), noise[1].labels).item()
         assert math.isclose(results["val_loss"], losses["averaged"], rel_tol=1e-5)
         assert not math.isclose(results["val_loss"], losses["model"], rel_tol=1e-3)
+
+    def test_averaged_weights_are_those_that_a_detector_gets(self, tiny_cfg, noise, tmp_path):
+        small = "MODEL.NAME", "resnet18", "MODEL.WIDTH", 0.125, "MODEL.NUM_GROUPS", 0
+        train(tiny_cfg(*small, "SOLVER.EMA", 0.9, "SOLVER.EPOCHS", 1, "SOLVER.WARMUP_EPOCHS", 0.0))
+        state, weights = checkpoint(tmp_path / "run"), read_run(tmp_path / "run").weights
+        assert state["averaged"].keys() == weights.keys()
+        assert all(torch.equal(weights[key], x) for key, x in state["averaged"].items())
+        assert not all(torch.equal(weights[key], x) for key, x in state["model"].items())
 
     def test_train_accuracy_is_that_of_the_batches_as_they_were_taken(
         self, tiny_cfg, noise, monkeypatch

@@ -48,9 +48,12 @@ def test_a_dry_run_prints_commands_and_costs_and_makes_nothing(call, tmp_path):
     arguments = ("table2", "--scale", "paper", "--model", "mnasnet_b1", "--norms", "EvoNormB0")
     status, out, _ = call(*arguments, "--seeds", 1, "--dry-run", "--images-per-second", 500)
     assert status == 0 and not list(tmp_path.iterdir())
-    commands, summary = out.strip().split("\n\n")
+    commands, summary, others = out.strip().split("\n\n")
     assert "/imagenet_mnasnet_b1.yaml --resume MODEL.NORM EvoNormB0 SOLVER.BASE_LR 0.1" in commands
     images = 350 * (1_281_167 // 4096) * 4096
+    resnets = 112_590 * 1024  # 90 epochs of 1024 images a step
+    assert f"Table 2: preact_resnet101 on ImageNet: 1 runs, {resnets:,} images" in others
+    assert others.count("\n") == 5 and "mnasnet" not in others
     assert f"{images:,} images" in summary and f"{images / 1.8e6:,.0f} GPU hours" in summary
 
 

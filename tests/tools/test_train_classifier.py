@@ -82,6 +82,7 @@ def test_a_run_killed_by_sigkill_and_resumed_equals_one_never_stopped(tmp_path, 
 def test_two_processes_do_what_one_with_as_many_workers_does(tmp_path, run):
     # Few steps, before rounding has grown; EvoNormB0 has running statistics and v.
     settings = ("MODEL.NORM", "EvoNormB0", "SOLVER.WORKERS", 4, "SOLVER.EPOCHS", 1)
+    settings += ("SOLVER.EMA", 0.9)
     one, two = tmp_path / "one", tmp_path / "two"
     assert "4 workers of 64 images, learning" in run(command(one, *settings))
     done = subprocess.run(
@@ -95,6 +96,7 @@ def test_two_processes_do_what_one_with_as_many_workers_does(tmp_path, run):
     assert done.stdout.count("4 workers of 64 images in 2 processes") == 1
     a, b = checkpoint(one), checkpoint(two)
     torch.testing.assert_close(a["model"], b["model"])
+    torch.testing.assert_close(a["averaged"], b["averaged"])
     torch.testing.assert_close(a["optimizer"]["state"], b["optimizer"]["state"])
     assert len(lines(one)) == len(lines(two)) == 2
     for x, y in zip(lines(one), lines(two)):
