@@ -169,7 +169,7 @@ class TestCosts:
         each = 10 * 1251 * 1024
         text = describe(*arguments)
         assert text.count("python ") == 4 and f"{4 * each:,} images to train with" in text
-        hours = f"{4 * each / 3.6e6:,.0f} GPU hours at 1,000 images a second and GPU, a round number"
+        hours = f"{4 * each / 3.6e6:,.0f} GPU hours at 1,000 images a second and GPU, a round"
         assert hours in text
         (done, *_) = seed_jobs(*arguments[:5], {}).values()
         done.folder.mkdir(parents=True)
