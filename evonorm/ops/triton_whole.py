@@ -208,11 +208,11 @@ def backward(
     if OWN_VAR:
         for n in range(first, end, ROWS):
             of_row = n + tl.arange(0, ROWS)
-            at, mask = _tile(of_row, c, of_row < end, channels, plane, COLUMNS, RUN, LAST)
+            stored = of_row < end
+            at, mask = _tile(of_row, c, stored, channels, plane, COLUMNS, RUN, LAST)
             x = _load(x_, at, mask)
             dy = _load(dy_, at, mask)
-            of_row = (batch + of_row) * groups + group
-            s = tl.load(stats + of_row, mask=of_row < 2 * batch * groups, other=1.0)
+            s = tl.load(stats + (batch + of_row) * groups + group, mask=stored, other=1.0)
             _, of_weight, of_v, of_line, of_denominator = _gradients(
                 x, dy, v, s[None, :, None], floor, KIND, GATED
             )
@@ -237,8 +237,7 @@ def backward(
             at, mask = _tile(n, c, exists, channels, plane, COLUMNS, RUN, LAST)
         x = _load(x_, at, mask)
         dy = _load(dy_, at, mask)
-        of_group = of_group * groups + group
-        s = tl.load(stats + batch * groups + of_group, mask=stored, other=1.0)
+        s = tl.load(stats + (batch + of_group) * groups + group, mask=stored, other=1.0)
         scaled = dy
         if GATED:
             scaled = dy * _to_rows(1.0 / s, PART, ROWS)
@@ -254,7 +253,7 @@ def backward(
         slope = d_s / (s * (plane * WIDTH))
         centred = x
         if CENTRED:
-            mean = tl.load(stats + of_group, mask=stored, other=0.0)
+            mean = tl.load(stats + of_group * groups + group, mask=stored, other=0.0)
             centred = x - _to_rows(mean, PART, ROWS)
         dx = direct * weight + _to_rows(slope, PART, ROWS) * centred
         if OWN_VAR:
