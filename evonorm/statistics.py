@@ -48,13 +48,16 @@ class _BatchMoments(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, sync: bool) -> tuple[Tensor, Tensor, Tensor]:
         wide = widen(x)
         count = wide.new_full((1,), x.numel() / x.shape[1])
-        total, count = _sum_over_ranks(torch.cat([wide.sum((0, 2, 3)), count]), sync).split(
-            [x.shape[1], 1]
-        )
-        mean = total / count.clamp(min=1)
-        # Two passes: the difference of large sums would lose the variance of an offset input.
-        squares = (wide - mean[:, None, None]).square().sum((0, 2, 3))
-        var = _sum_over_ranks(squares, sync) / count.clamp(min=1)
+        if wide.is_cuda and x.numel():  # in one pass
+            var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+            squares = var * count
+        else:
+            mean = wide.sum((0, 2, 3)) / count.clamp(min=1)
+            # Two passes: the difference of large sums would lose the variance of an offset input.
+            squares = (wide - mean[:, None, None]).square().sum((0, 2, 3))
+        if sync:
+            count, mean, squares = _of_all_ranks(count, mean, squares)
+        var = squares / count.clamp(min=1)
         count = count.reshape(())
         ctx.sync = sync
         ctx.save_for_backward(x, mean, count)
@@ -68,6 +71,20 @@ class _BatchMoments(torch.autograd.Function):
         centred = widen(x) - mean[:, None, None]
         shift, slope = (d[:, None, None] / count.clamp(min=1) for d in (d_mean, 2 * d_var))
         return torch.addcmul(shift, centred, slope).to(x.dtype), None
+
+
+def _of_all_ranks(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number (1,), mean (C,), sum of squares about it (C,), from those of each rank's values.
+
+    One exchange; the formula is that of Chan, Golub and LeVeque (1983).
+    """
+    own = torch.cat([count, mean, squares])
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    counts, means, squares = torch.stack(parts).split([1, len(mean), len(mean)], 1)
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count.clamp(min=1)
+    return count, mean, (squares + counts * (means - mean).square()).sum(0)
 
 
 def _sum_over_ranks(x: Tensor, sync: bool) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 
 from evonorm import build_norm_act, formula_of, ops
 from evonorm.ops.reference import KINDS
+from evonorm.statistics import batch_moments
 
 pytest.importorskip("triton")
 from evonorm.ops import cuda  # noqa: E402
@@ -451,6 +452,22 @@ def test_compiled_with_parameters_of_any_number(name):
         run(x).square().sum().backward()
     for ours, theirs in zip(layers[1].parameters(), layers[0].parameters()):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_of_a_batch(dtype):
+    """Those of formulas without a kernel, and of several GPUs: not the CPU's sums."""
+    x = (3 * random(4, 8, 9, 7) + torch.arange(8)[:, None, None]).to(DEVICE, dtype)
+    x.requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    mean, var, count = batch_moments(x)
+    expected = exact.mean((0, 2, 3)), exact.var((0, 2, 3), unbiased=False)
+    assert count == 4 * 9 * 7
+    torch.testing.assert_close((mean.double(), var.double()), expected)
+    (mean.sin() + var.sqrt()).sum().backward()
+    (expected[0].sin() + expected[1].sqrt()).sum().backward()
+    torch.testing.assert_close(x.grad, exact.grad.to(dtype))
 
 
 @on_gpu
