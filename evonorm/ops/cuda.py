@@ -274,7 +274,8 @@ class _Call:
     def _finish(self) -> _Launch:
         each = {"EACH_WEIGHT": self.each[0], "EACH_BIAS": self.each[1]}
         rows = min(_power(self.finished[0] * self.finished[1]), 64)
-        tile = {"BLOCK_R": rows, "BLOCK": 1024 // rows}
+        # Half a tile for parameters of each sample, whose offsets take more registers.
+        tile = {"BLOCK_R": rows, "BLOCK": (512 if any(self.each) else 1024) // rows}
         return _Launch(split.finish, 4 * -(-self.c // tile["BLOCK"]), 4, **each, **tile)
 
     def _constants(self, part: int) -> dict[str, Any]:
