@@ -19,7 +19,7 @@ CLASSIFIERS = {
     "preact_resnet101": "imagenet_resnet101",
     "mobilenet_v2": "imagenet_mobilenet_v2",
     "mnasnet_b1": "imagenet_mnasnet_b1",
-    "efficientnet_b0": "imagenet_efficientnet_b0_rmsprop",
+    "efficientnet_b0": "imagenet_efficientnet_b0",
     "efficientnet_b5": "imagenet_efficientnet_b5",
 }
 # Learning rates for 256 images that are not 0.1 (section 5.1), by table and model.
