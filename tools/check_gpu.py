@@ -10,7 +10,8 @@ Nothing is installed or downloaded. A part takes at most nine minutes, has a pro
 writes OUT/PART.json with every result. After each part OUT/summary.md is written anew, with a
 verdict per row. A part that is named is measured again, and its file replaced.
 
-machine: versions, GPUs, bandwidth of a copy. tests: those of the kernels, in parallel.
+machine: versions, GPUs, bandwidth of a copy. tests: those of the kernels, in parallel
+(tests.log has what pytest prints).
 layers-bf16, layers-compile (beside timm's layers by torch.compile), layers-float32,
 layers-channels-last (bfloat16), growth (1e5 to 1e8 elements): as tools/benchmark_layers.py.
 biggan-64, biggan-128, mask-rcnn (R-50-FPN): iterations as in tools/benchmark_training.py, in

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Callable
@@ -18,6 +19,7 @@ import torch
 from evonorm import ops
 from evonorm_runs.checkout import ROOT
 from evonorm_runs.distributed import process_flags
+from evonorm_runs.errors import one_line
 
 from . import bare, layers, ranks, training
 from .part import SECONDS, Part
@@ -69,11 +71,14 @@ def machine(part: Part) -> None:
 
 
 def tests(part: Part) -> None:
-    """The tests of the kernels, in parallel. On a CPU those that need a GPU are skipped."""
+    """The tests of the kernels, in parallel. On a CPU those that need a GPU are skipped.
+
+    What pytest prints goes into tests.log beside the part's file: it names a test that hangs.
+    """
     if not is_there("pytest"):
         part.leave_out("no test has run: pytest is not installed")
         return
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "not slow", "-p", "no:cacheprovider"]
     command += [str(Path("tests") / "evonorm" / "test_triton.py")]
     if part.tiny:
         command += ["-k", "test_memory or cant_compile"]
@@ -82,14 +87,14 @@ def tests(part: Part) -> None:
     else:
         part.leave_out("pytest-xdist is not installed: one process may not be done in time")
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        options = {"cwd": ROOT, "timeout": SECONDS - 20, "stdout": sys.stderr}
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        report, log = Path(folder) / "report.xml", part.file.with_suffix(".log")
+        with contextlib.suppress(subprocess.TimeoutExpired), log.open("w") as to:
+            options = {"cwd": ROOT, "timeout": SECONDS - 20, "stdout": to}
             subprocess.run([*command, f"--junit-xml={report}"], **options)
         if report.exists():
             part.add(read_tests(report))
         else:
-            part.leave_out("the tests were stopped before their end, or pytest failed")
+            part.leave_out(f"the tests were stopped, or pytest failed: {log} says where")
 
 
 def read_tests(report: Path) -> dict[str, Any]:
@@ -124,7 +129,11 @@ def layer_part(part: Part) -> None:
     for model, shapes in sets.items():
         for shape in shapes:
             print(f"{part.name}: {model} {shape}", file=sys.stderr)
-            part.add(*layers.measure(model, shape, args))
+            try:
+                part.add(*layers.measure(model, shape, args))
+            except Exception as error:  # the other shapes are measured all the same
+                traceback.print_exc()
+                part.leave_out(f"{model} {shape}: {type(error).__name__}: {one_line(error)[:300]}")
 
 
 def training_part(part: Part) -> None:

@@ -74,8 +74,13 @@ def layer_rows(record: dict[str, Any]) -> Iterator[Row]:
                 if "median_host_us" in ours:
                     ratios[HOST] = ours["median_host_us"] / native["median_host_us"]
                     host = f"{ours['median_host_us']:.0f}"
+                compiled = ""  # without a target, which is for timm's layers as they are
+                if f"{kind} timm, compiled" in found:
+                    ratio = found[f"{kind} timm, compiled"]["median_ms"] / ours["median_ms"]
+                    compiled = f"{ratio:.2f}"
                 cells = (ours["layer"], which, row_name(model, shape), f"{megabytes:.1f}")
-                yield Row((*cells, f"{1e3 * ours['median_ms']:.1f}", host), ratios)
+                microseconds = f"{1e3 * ours['median_ms']:.1f}"
+                yield Row((*cells, microseconds, host, compiled), ratios)
 
 
 def training_rows(record: dict[str, Any]) -> Iterator[Row]:
@@ -108,6 +113,7 @@ def summarize(out: Path) -> str:
         if name in LAYER_PARTS:
             shown = [t for t in TARGETS if any(t in row.ratios for row in some)]
             heads = ["layer", "pass", "shape", "MB", "device µs", "host µs"]
+            heads += ["timm compiled over it"]
             heads += [f"over {NAMES[t]}" if t != TIMM else "timm over it" for t in shown]
         else:
             shown = [TRAINING]

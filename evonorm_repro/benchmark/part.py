@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable
 
-from evonorm_runs.errors import user_errors
+from evonorm_runs.errors import one_line, user_errors
 from evonorm_runs.files import atomic_write
 
 from . import layers
@@ -96,7 +96,7 @@ def _run(measure: Callable[[Part], None], name: str, out: Path, device: str, tin
         measure(part)
     except Exception as error:
         traceback.print_exc()
-        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        line = f"{type(error).__name__}: {one_line(error)}"
         part.write(ended=line[:500], traceback=traceback.format_exc())
         return
     part.write(ended=COMPLETE)

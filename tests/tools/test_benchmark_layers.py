@@ -58,6 +58,49 @@ def test_measures_writes_and_draws(call, tiny, tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+class Clock:
+    """In place of a GPU, which is busy for `clocks` and takes 7 ms for a call, the host 5 ms."""
+
+    def __init__(self, monkeypatch):
+        self.now = self.free_at = 0.0  # of the host, and when the GPU has done what it was given
+        monkeypatch.setattr(tool.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(tool, "_gibibyte", lambda device: torch.zeros(1))
+        monkeypatch.setattr(torch.cuda, "_sleep", self.work)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(self))
+
+    def work(self, clocks):
+        self.free_at = max(self.now, self.free_at) + clocks / 1.7e9
+
+    def call(self, x):
+        self.now += 5e-3
+        self.work(7e-3 * 1.7e9)
+
+
+class Event:
+    def __init__(self, clock):
+        self.clock = clock
+
+    def record(self):
+        self.at = max(self.clock.now, self.clock.free_at)
+
+    def query(self):
+        return self.clock.now >= self.at
+
+    def synchronize(self):
+        self.clock.now = max(self.clock.now, self.at)
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.at - self.at)
+
+
+def test_a_gpus_time_has_none_of_the_hosts(monkeypatch):
+    """The GPU is first kept busy for 2.5 ms, which is too short for the host, so once more."""
+    clock = Clock(monkeypatch)
+    x = Namespace(is_cuda=True, device="cuda")
+    assert tool.seconds(clock.call, x) == (pytest.approx(7e-3), pytest.approx(5e-3))
+    assert clock.free_at == pytest.approx(5e-3 + 7e-3 + 4 * tool.BUSY / 1.7e9 + 7e-3)
+
+
 def test_growth(call, tiny, tmp_path):
     file, plot, again = (tmp_path / name for name in ("r.json", "a.svg", "b.svg"))
     arguments = ("--growth", "--repeats", 2, "--device", "cpu")

@@ -64,6 +64,7 @@ def test_the_verdicts(tmp_path):
                 layer("B0 triton", 2.2, 140, 1000 * more, **row),
                 layer("BN + ReLU", 2.0, 100, **row),
                 layer("B0 timm", 4.4, 200, **row),
+                layer("B0 timm, compiled", 3.3, 200, **row),
             ]
     made = {"layers-bf16": record(results=results, dtype="bfloat16")}
     norms = [{"norm": norm, "median_s": 0.1} for norm in ("GN", "EvoNormS0")]
@@ -87,6 +88,8 @@ def test_the_verdicts(tmp_path):
         ["miss", "4 of 8"],
         ["miss", "0 of 1"],
     ]
+    compiled = {line[0]: line[6] for line in lines if len(line) > 9}
+    assert compiled["S0 triton"] == "" and compiled["B0 triton"] == "1.50"
     verdicts = {(line[0], line[1], line[2][-8:]): line[-1] for line in lines}
     assert verdicts["S0 triton", "forward", "00, 336)"] == "pass"
     assert verdicts["B0 triton", "forward", "00, 336)"] == "miss: native, copy, timm, host"
