@@ -3,7 +3,7 @@
     PYTHONPATH=. python3 tools/check_gpu.py OUT                 # all parts that are not in OUT yet
     PYTHONPATH=. python3 tools/check_gpu.py OUT --part tests --part layers-bf16
     PYTHONPATH=. python3 tools/check_gpu.py OUT --part summary  # of the files in OUT; needs no GPU
-    PYTHONPATH=. python3 tools/check_gpu.py OUT --device cpu --tiny    # a rehearsal, in a minute
+    PYTHONPATH=. python3 tools/check_gpu.py OUT --device cpu --tiny    # a rehearsal
 
 It needs PyTorch with Triton, and takes what else is there: timm, pytest, pytest-xdist, Detectron2.
 Nothing is installed or downloaded. A part takes at most nine minutes, has a process of its own, and
