@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _register(cfg: CfgNode, name: str, value: Any) -> list[str]:
     pair = isinstance(value, (list, tuple)) and [type(x) for x in value] == [str, str]
     if not pair:
         raise UserError(f"{key} is {value!r}, but should be [annotations.json, folder of images]")
-    json_file, images = value
+    json_file, images = (os.path.expanduser(path) for path in value)
     if name in DatasetCatalog.list() and name not in _ours:
         raise UserError(f"{key}: Detectron2 has a data set of this name: take another name")
     if name in _ours:
@@ -72,7 +73,9 @@ def _register(cfg: CfgNode, name: str, value: Any) -> list[str]:
         return []
     with loading([name]):
         content = json.loads(Path(json_file).read_text())
-        for what in ("images", "categories", *["annotations"][: name in cfg.DATASETS.TRAIN]):
+        # Detectron2 predicts on a test set whose file has no annotations, but can't rate none.
+        rated = name in cfg.DATASETS.TRAIN or "annotations" in content
+        for what in ("images", "categories", *(["annotations"] if rated else [])):
             if not content.get(what):
                 raise UserError(f"{key}: {json_file} is empty: it has no {what}")
         categories = dictionaries(name, content, "categories")

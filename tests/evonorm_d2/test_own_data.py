@@ -130,6 +130,21 @@ def test_files_that_are_empty_or_wrong(write, load, changes, reason):
     assert reason in line and "my_train" in line
 
 
+def test_a_test_set_may_have_no_annotations_but_not_none_of_them(write, load, tmp_path):
+    data = {"my_train": write("train"), "my_val": write("val", annotations=[])}
+    assert "my_val: " in refusal(load, data) and "it has no annotations" in refusal(load, data)
+    content = json.loads((tmp_path / "val.json").read_text())
+    del content["annotations"]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    check_run(load(data), False, False)
+
+
+def test_a_path_in_the_home_folder(write, load, tmp_path, monkeypatch):
+    write("train")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_run(load({"my_train": ["~/train.json", "~/images"]}), False, False)
+
+
 def test_paths_and_names_that_are_wrong(write, load, tmp_path):
     good = write("train")
     assert "my_train: none.json does not exist" in refusal(load, {"my_train": ["none.json", "x"]})
