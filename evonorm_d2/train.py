@@ -29,6 +29,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWrit
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
+from evonorm import recompute
 from evonorm.statistics import update_running_statistics
 from evonorm_runs import distributed, stop
 from evonorm_runs.checkpoint import check_same_run
@@ -83,6 +84,11 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         if cfg.SOLVER.ACCUMULATE > 1:
             self._trainer = in_parts(self._trainer, cfg.SOLVER.ACCUMULATE)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        return recompute(model) if cfg.MODEL.EVONORM.RECOMPUTE else model
 
     def build_hooks(self) -> list[HookBase | None]:
         # Called at the end of __init__, when Detectron2 has made the checkpointer to replace.
