@@ -7,6 +7,7 @@ Every command is taken apart by the tool's own parser, and its config is loaded;
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import importlib
 import json
@@ -16,16 +17,20 @@ import sys
 import warnings
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
 import yaml
 
 from evonorm import registry
+from evonorm.expression import OWN
 from evonorm_gan.checkpoint import write_checkpoint
 from evonorm_gan.config import finish_config, get_cfg
 from evonorm_gan.config import load_config as load_gan_config
 from evonorm_gan.models import build_generator
+from evonorm_search.anchors import ANCHORS
+from evonorm_search.scores import SCORES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -359,10 +364,13 @@ def test_python(block, monkeypatch):
     code = compile(block.text, str(block), "exec")  # what is not run is Python at least
     if any(mark in block.text for mark in NOT_RUN):
         return
-    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
     monkeypatch.chdir(ROOT)
     torch.manual_seed(0)
-    exec(code, {"__name__": "example"})
+    registries = (registry._FACTORIES, OWN, ANCHORS, SCORES)
+    with contextlib.ExitStack() as stack:
+        for known in registries:  # an example may add to them
+            stack.enter_context(mock.patch.dict(known))
+        exec(code, {"__name__": "example"})
 
 
 def test_reasons_not_to_run_python_are_of_use():

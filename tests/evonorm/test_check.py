@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 
-from evonorm import build_norm_act, check, convert, register_norm_act
+from evonorm import build_norm_act, check, convert, register_norm_act, registry
 from evonorm.check import Site
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -83,7 +83,9 @@ def test_looks_at_layers_that_act_only():
         assert len(check(Then(F.relu, name), X)) == 1
 
 
-def test_a_norm_act_of_ones_own():
+def test_a_norm_act_of_ones_own(monkeypatch):
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+
     @register_norm_act("check-IN-SiLU")
     def build(num_features, activation=True, **options):
         norm = nn.InstanceNorm2d(num_features)
