@@ -112,15 +112,9 @@ def _check(cfg: CfgNode) -> None:
         if value(cfg, key) not in known:
             names = ", ".join(name or '""' for name in known)
             raise UserError(f"{key} is {value(cfg, key)!r}; known are {names}")
-    for key in ("MODEL.DROPOUT", "MODEL.DROP_CONNECT"):
-        if value(cfg, key) is not None:
-            check_number(cfg, key)
-            check_fraction(cfg, key)
-    for node in ("MODEL.BN", "MODEL.EVONORM"):
-        for key in (f"{node}.EPS", f"{node}.MOMENTUM"):
-            if value(cfg, key) is not None:
-                check_number(cfg, key)
-                check_more_than_zero(cfg, key)
+    check_fraction(cfg, *_given(cfg, "MODEL.DROPOUT", "MODEL.DROP_CONNECT"))
+    options = [f"MODEL.{node}.{key}" for node in ("BN", "EVONORM") for key in ("EPS", "MOMENTUM")]
+    check_more_than_zero(cfg, *_given(cfg, *options))
     with user_errors(ValueError, prefix="MODEL.NORM: "):
         check_norm_act(cfg.MODEL.NORM)
     with user_errors(ValueError, prefix="MODEL.LINEAR: "):
@@ -141,7 +135,14 @@ def _check(cfg: CfgNode) -> None:
         raise UserError("MODEL.NUM_GROUPS and MODEL.EVONORM.GROUP_SIZE are set: set one of them")
 
 
-def check_number(cfg: CfgNode, key: str) -> None:
-    """Raise a UserError if a value that may be None is neither None nor a number."""
-    if isinstance(value(cfg, key), bool) or not isinstance(value(cfg, key), (int, float)):
-        raise UserError(f"{key} is {value(cfg, key)!r}, but should be a number or None")
+def _given(cfg: CfgNode, *keys: str) -> list[str]:
+    """Those of the keys whose values are not None.
+
+    Raises:
+        UserError: a value is neither None nor a number.
+    """
+    given = [key for key in keys if value(cfg, key) is not None]
+    for key in given:
+        if isinstance(value(cfg, key), bool) or not isinstance(value(cfg, key), (int, float)):
+            raise UserError(f"{key} is {value(cfg, key)!r}, but should be a number or None")
+    return given
