@@ -43,7 +43,7 @@ MAY_DIFFER = {
     "DATA.NUM_WORKERS",
     "TEST.BATCH_SIZE",
 }
-RESULTS = ("train_accuracy", "accuracy", "val_loss")
+RESULTS = ("train_accuracy", "accuracy", "top5_accuracy", "val_loss")
 
 
 @distributed.process_flags()
@@ -95,7 +95,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
             raise stop.Stopped(f"stopped by SIGTERM after step {step}; continue with --resume")
     log.close()
     done = log.with_key("accuracy")[-1:]
-    return {key: line[key] for line in done for key in RESULTS}
+    return {key: line[key] for line in done for key in RESULTS if key in line}
 
 
 def say_decoding_rate(cfg: CfgNode, train_set: FolderSet) -> None:
@@ -164,7 +164,8 @@ def hits(scores: Tensor, labels: Tensor) -> Tensor:
 def evaluate(run: ClassifierRun, val_set: DigitsSet | FolderSet) -> dict[str, float]:
     """Accuracy in percent, and loss, over a whole set, with running statistics.
 
-    They are those of the averaged weights, if there are such.
+    They are those of the averaged weights, if there are such. Top-5 accuracy, the share of images
+    whose label is among the five highest scores, is left out where there are no more classes.
     """
     distributed.average_(_statistics(run.model))
     model = run.model
@@ -174,16 +175,19 @@ def evaluate(run: ClassifierRun, val_set: DigitsSet | FolderSet) -> dict[str, fl
     model.eval()
     ranks = distributed.rank(), distributed.world_size()
     chosen = val_batches(len(val_set), run.cfg.TEST.BATCH_SIZE, *ranks)
-    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=run.device)
+    best = min(5, run.data["classes"])
     for images, labels in val_set.batches(chosen, run.cfg.SEED):
         labels = labels.to(run.device)
         scores = run.scores(model, images.to(run.device))
         loss = F.cross_entropy(scores, labels, reduction="sum")
-        sums += torch.stack([hits(scores, labels).sum(), loss])
+        among_best = (scores.topk(best).indices == labels[:, None]).sum()
+        sums += torch.stack([hits(scores, labels).sum(), loss, among_best])
     model.train()
     distributed.average_([sums])
-    correct, loss = (sums * distributed.world_size() / len(val_set)).tolist()
-    return {"accuracy": 100 * correct, "val_loss": loss}
+    correct, loss, among_best = (sums * distributed.world_size() / len(val_set)).tolist()
+    top5 = {"top5_accuracy": 100 * among_best} if run.data["classes"] > best else {}
+    return {"accuracy": 100 * correct, **top5, "val_loss": loss}
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:

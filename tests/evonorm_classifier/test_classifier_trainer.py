@@ -294,6 +294,9 @@ class TestRuns:
         scores = model.eval()(noise[1].images)
         right = (scores.argmax(1) == noise[1].labels).sum().item()
         assert math.isclose(results["accuracy"], 100 * right / 18)
+        # A label is among the best five if fewer than five scores are higher.
+        higher = (scores > scores.gather(1, noise[1].labels[:, None])).sum(1)
+        assert math.isclose(results["top5_accuracy"], 100 * (higher < 5).sum().item() / 18)
         loss = F.cross_entropy(scores, noise[1].labels).item()
         assert math.isclose(results["val_loss"], loss, rel_tol=1e-5)
 
