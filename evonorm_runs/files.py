@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import zipfile
@@ -85,3 +86,16 @@ def _check_sums(file: IO[bytes], path: str | os.PathLike) -> None:
             if broken:
                 raise UserError(f"{path}: damaged: its part {broken} does not fit its checksum")
     file.seek(0)
+
+
+def sha256(path: Path) -> str:
+    """The hex sha256 of a file.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    digest = hashlib.sha256()
+    with user_errors(OSError), open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

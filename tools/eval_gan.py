@@ -1,7 +1,7 @@
 """Measure IS, FID, KID, precision and recall of a generator or of images, or print table 5.
 
   eval_gan.py output/gan/digits                           a run's newest checkpoint (or a file)
-  eval_gan.py --config-file configs/gan/digits.yaml X     X: a folder of images, or an .npz
+  eval_gan.py --config-file configs/gan/digits.yaml X     X: a folder, .zip or .npz of images
   eval_gan.py --config-file configs/gan/digits.yaml --real-val
   eval_gan.py --table output/gan/*                        table 5 of the paper over run folders
 
@@ -113,7 +113,7 @@ def options(args: argparse.Namespace) -> list[str]:
 def is_checkpoint(path: Path) -> bool:
     if path.is_dir():
         return (path / TAG).exists() or (path / "config.yaml").exists()
-    return path.suffix != ".npz"
+    return path.suffix not in (".npz", ".zip")
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:

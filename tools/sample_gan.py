@@ -1,4 +1,7 @@
-"""Draw images from a trained generator as a PNG, or export it to TorchScript or ONNX."""
+"""Draw images from a trained generator as a PNG or as files by the thousand, or export it.
+
+Several processes draw `images` together: torchrun --nproc_per_node=8 tools/sample_gan.py images ...
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from evonorm_gan.checkpoint import load_generator
+from evonorm_gan.checkpoint import find_checkpoint, load_generator
 from evonorm_gan.export import export_onnx, export_torchscript
+from evonorm_gan.image_set import write_image_set
 from evonorm_gan.sampling import (
     TRUNCATE_BY,
     check_statistics,
@@ -24,10 +28,12 @@ from evonorm_gan.sampling import (
     tile,
     write_png,
 )
+from evonorm_runs import distributed
 from evonorm_runs.command_line import run_tool
 from evonorm_runs.config import check_device
 from evonorm_runs.distributed import process_flags
 from evonorm_runs.errors import UserError, printable, user_errors
+from evonorm_runs.files import sha256
 
 MOST = 10_000  # rows or columns of a picture, or batches: more would fill the memory
 
@@ -90,6 +96,33 @@ def export(G: nn.Module, args: argparse.Namespace) -> str:
     )
 
 
+def images(G: nn.Module, classes: list[str], args: argparse.Namespace) -> str:
+    """The images that eval_gan.py draws, if the numbers and seeds are alike."""
+    num = args.num or args.own.TEST.NUM_SAMPLES
+    take_statistics(G, args, args.truncation, args.seed)
+    z, y = draw(G, num, args, args.truncation)
+    about = "classes at random"
+    if args.balanced or args.classes:
+        chosen = [find_class(classes, name) for name in args.classes or ()]
+        chosen = chosen or list(range(len(classes)))
+        y = torch.tensor(chosen).repeat(-(-num // len(chosen)))[:num]
+        about = f"{len(chosen)} classes in turn"
+    settings = {
+        "checkpoint": sha256(find_checkpoint(args.checkpoint)),
+        "-n": num,
+        "--classes": y.unique().tolist() if args.classes else about,
+        "--seed": args.seed,
+        "--truncation": args.truncation,
+        "--truncate-by": args.truncate_by,
+        "--standing-batches": args.standing_batches,
+        "--no-ema": args.no_ema,
+        "batch size": args.batch_size,
+        "--device": torch.device(args.device).type,
+    }
+    write_image_set(G, z, y, args.batch_size, args.output, settings)
+    return f"{num} images, {about}, seed {args.seed}"
+
+
 def draw(
     G: nn.Module,
     num: int,
@@ -103,11 +136,13 @@ def draw(
     )
 
 
-def take_statistics(G: nn.Module, args: argparse.Namespace, truncation: float | None) -> None:
-    """For batch-dependent norms; the same whatever --seed is."""
+def take_statistics(
+    G: nn.Module, args: argparse.Namespace, truncation: float | None, seed: int = 0
+) -> None:
+    """For batch-dependent norms; in pictures the same whatever --seed is."""
     by = args.truncate_by
     check_statistics(G, args.own, args.standing_batches, truncation, by)
-    standing_statistics(G, args.standing_batches, args.batch_size, 0, truncation, by)
+    standing_statistics(G, args.standing_batches, args.batch_size, seed, truncation, by)
 
 
 def whole(least: int, most: int = MOST) -> Callable[[str], int]:
@@ -179,6 +214,12 @@ def parse_arguments() -> argparse.Namespace:
     c = command("image", "a single image", image)
     c.add_argument("--class", dest="class_name", required=True, help="name or index")
 
+    c = command("images", "many images, as a folder, a .zip or an .npz", None)
+    c.add_argument("-n", "--num", type=whole(1, 10**7), help="default: TEST.NUM_SAMPLES")
+    of = c.add_mutually_exclusive_group()
+    of.add_argument("--balanced", action="store_true", help="all classes in turn, not at random")
+    of.add_argument("--classes", nargs="+", help="names or indices, in turn")
+
     for c in commands.choices.values():
         c.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of z (default: 0)")
 
@@ -195,6 +236,9 @@ def run(args: argparse.Namespace) -> str:
         raise UserError(f"{args.output}: the name should end in .png, as the picture is a PNG")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device, "--device")
+    if args.command == "images":
+        device = str(distributed.init(device))
+    args.device = device
     G, cfg, classes, step = load_generator(args.checkpoint, not args.no_ema, device)
     args.own = cfg
     args.batch_size = cfg.TEST.BATCH_SIZE
@@ -207,16 +251,21 @@ def run(args: argparse.Namespace) -> str:
         if args.draw:
             picture, about = args.draw(G, classes, args)
             write_png(args.output, picture)
+        elif args.command == "images":
+            about = images(G, classes, args)
         else:
             about = export(G, args)
     return f"{args.output}: {about} (step {step})"
 
 
-@run_tool("sample_gan.py")
+@run_tool("sample_gan.py", stopped="stopped; for `images`, the same command goes on")
 @process_flags(cudnn_benchmark=False)
 def main() -> int:
     args = parse_arguments()
-    print(printable(run(args)))
+    done = printable(run(args))
+    if distributed.is_main():
+        print(done)
+    distributed.shut_down()
     return 0
 
 

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from evonorm_runs import distributed
 from evonorm_runs.errors import UserError, user_errors
-from evonorm_runs.files import atomic_write, read_checkpoint
+from evonorm_runs.files import atomic_write, read_checkpoint, sha256
 
 from . import digits_extractor
 from .digits_extractor import trained_weights
-from .inception import PUBLISHED, inception_weights, sha256
+from .inception import PUBLISHED, inception_weights
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import urllib.request
@@ -12,8 +11,8 @@ import torch
 from fvcore.common.config import CfgNode
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from evonorm_runs.errors import UserError, user_errors
-from evonorm_runs.files import atomic_write
+from evonorm_runs.errors import UserError
+from evonorm_runs.files import atomic_write, sha256
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +52,3 @@ def _download(url: str, path: Path) -> None:
         file.flush()
         if not sha256(Path(file.name)).startswith(PUBLISHED):
             raise OSError(f"what came is not it: its sha256 would begin with {PUBLISHED}")
-
-
-def sha256(path: Path) -> str:
-    """The hex sha256 of a file."""
-    digest = hashlib.sha256()
-    with user_errors(OSError), open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

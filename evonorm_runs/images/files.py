@@ -1,4 +1,4 @@
-"""Images to be evaluated that lie in a folder or in an .npz."""
+"""Images to be evaluated that lie in a folder, a .zip or an .npz."""
 
 from __future__ import annotations
 
@@ -6,67 +6,102 @@ import logging
 import math
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Callable, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from ..errors import UserError, one_line
-from .decode import open_image, to_rgb
+from ..errors import UserError, one_line, user_errors
+from .decode import OpenFile, open_image, read_member, to_rgb
 
 log = logging.getLogger(__name__)
 
 LOSSY = (".jpg", ".jpeg")
 SUFFIXES = (".png", ".bmp", ".webp", *LOSSY)
 KEYS = ("arr_0", "images")
+Name = TypeVar("Name", str, Path)
 
 
 def image_batches(
     path: Path, resolution: int, batch_size: int, num_workers: int = 0
 ) -> Iterable[Tensor]:
-    """The images of a folder (and of those within it) or of an .npz, as (n, 3, R, R) uint8.
+    """The images of a folder (and of those within it), a .zip or an .npz, as (n, 3, R, R) uint8.
 
-    An .npz holds uint8 (N, R, R, 3) under "arr_0" or "images".
+    Those of a folder or .zip come in the order of their names. An .npz holds uint8 (N, R, R, 3)
+    under "arr_0" or "images".
 
     Raises:
-        UserError: there are no images, or one is damaged or of another size than `resolution`. A
-            folder's images are only looked at when they are iterated over.
+        UserError: there are no images, or one is damaged or of another size than `resolution`. The
+            images of a folder or .zip are only looked at when they are iterated over.
     """
     if path.is_dir():
         return DataLoader(FolderImages(path, resolution), batch_size, num_workers=num_workers)
     if not path.is_file():
         raise UserError(f"{path}: neither a folder nor a regular file")
-    return read_npz(path, resolution).split(batch_size)
+    if path.suffix == ".zip":
+        return DataLoader(ZipImages(path, resolution), batch_size, num_workers=num_workers)
+    # Like a folder's in the memory, so that sums in an extractor are rounded alike.
+    return map(Tensor.contiguous, read_npz(path, resolution).split(batch_size))
 
 
 class FolderImages(Dataset):
     """The images in a folder, by name: uint8 (3, R, R)."""
 
     def __init__(self, folder: Path, resolution: int) -> None:
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise UserError(f"{folder}: no image ({', '.join(SUFFIXES)}) in it")
-        lossy = sum(p.suffix.lower() in LOSSY for p in found)
-        if lossy:
-            log.warning("%s: %d images are JPEGs: compression changes the metrics", folder, lossy)
-        self.files, self.resolution = found, resolution
+        self.files, self.resolution = _chosen(sorted(folder.rglob("*")), folder), resolution
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
         path = self.files[index]
-        try:
-            with open_image(path) as opened:
-                image = pil_to_tensor(to_rgb(opened))
-        except Exception as error:  # a damaged file may raise anything
-            raise UserError(f"{path}: not an image, or damaged ({one_line(error)})") from error
-        _check_size(image.shape[1:], self.resolution, path)
-        return image
+        return _decode(lambda: open_image(path), path, self.resolution)
+
+
+class ZipImages(Dataset):
+    """The images in a .zip, by name: uint8 (3, R, R)."""
+
+    def __init__(self, path: Path, resolution: int) -> None:
+        with user_errors(OSError, ValueError, zipfile.BadZipFile, prefix=f"{path}: "):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        self.path, self.resolution = path, resolution
+        self.names = _chosen(sorted(names, key=Path), path)
+        self.archive = OpenFile(zipfile.ZipFile, path)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        name = self.names[index]
+        return _decode(lambda: read_member(self.archive(), name), self.path / name, self.resolution)
+
+
+def _chosen(found: Sequence[Name], where: Path) -> list[Name]:
+    """The images among files, by their names."""
+    images = [name for name in found if Path(name).suffix.lower() in SUFFIXES]
+    if not images:
+        raise UserError(f"{where}: no image ({', '.join(SUFFIXES)}) in it")
+    lossy = sum(Path(name).suffix.lower() in LOSSY for name in images)
+    if lossy:
+        log.warning("%s: %d images are JPEGs: compression changes the metrics", where, lossy)
+    return images
+
+
+def _decode(opened: Callable[[], Image.Image], path: Path, resolution: int) -> Tensor:
+    try:
+        with opened() as file:
+            image = pil_to_tensor(to_rgb(file))
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"{path}: not an image, or damaged ({one_line(error)})") from error
+    _check_size(image.shape[1:], resolution, path)
+    return image
 
 
 def read_npz(path: Path, resolution: int) -> Tensor:

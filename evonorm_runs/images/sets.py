@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import hashlib
 import inspect
-import io
 import logging
 import os
 import zipfile
@@ -23,7 +22,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 
 from ..errors import UserError, one_line, printable, user_errors
-from .decode import open_image, to_rgb
+from .decode import OpenFile, open_image, read_member, to_rgb
 from .tree import files_below, read_files, stat_files
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 # See resize(). Version 2: EXIF's rotation, and transparency on white.
 TRANSFORM = "square of the short side, antialiased bilinear, RGB; version 2"
 LAYOUT = "a folder per class with its images inside: cat/1.jpg, cat/2.jpg, dog/1.jpg, ..."
-LARGEST_MEMBER = 2**28  # bytes of an image in a zip: one that says more is no image
 IN_MEMORY = 2**30  # bytes up to which a set that torchvision holds in memory is resized at once
 # Base classes, random images, and a set that downloads its files without being asked.
 _NOT_BY_NAME = ("DatasetFolder", "FakeData", "ImageFolder", "SBU", "VisionDataset")
@@ -206,15 +204,10 @@ class ZipSet(DecodedSet):
         index = {name: i for i, name in enumerate(classes)}
         labels = torch.tensor([index[name] for name in of_files])
         super().__init__(resolution, labels, classes, skip_corrupt)
-        self._archive = _OpenFile(zipfile.ZipFile, path)
+        self._archive = OpenFile(zipfile.ZipFile, path)
 
     def _load(self, index: int) -> Image.Image:
-        size = self._archive().getinfo(self.files[index]).file_size
-        if size > LARGEST_MEMBER:
-            raise ValueError(
-                f"{size / 2**20:,.0f} MiB, but at most {LARGEST_MEMBER >> 20} are read"
-            )
-        return Image.open(io.BytesIO(self._archive().read(self.files[index])))
+        return read_member(self._archive(), self.files[index])
 
     def _name(self, index: int) -> str:
         return f"{self.path}: {self.files[index]}"
@@ -253,7 +246,7 @@ class Hdf5Set(ImageSet):
                 f"but should be 0 to {len(classes) - 1}, with its {len(classes)} classes"
             )
         super().__init__(resolution, labels, classes)
-        self._file = _OpenFile(h5py.File, path)
+        self._file = OpenFile(h5py.File, path)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         label = int(self.labels[index])  # raises IndexError, which ends an iteration
@@ -379,19 +372,3 @@ def resize(image: Image.Image, resolution: int) -> Tensor:
     if side != resolution:
         image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-class _OpenFile:
-    """A file that each process, such as a data loader's worker, opens for itself."""
-
-    def __init__(self, kind: Callable[[Path], Any], path: Path) -> None:
-        self.kind, self.path = kind, path
-        self._file, self._process = None, None
-
-    def __call__(self) -> Any:
-        if self._process != os.getpid():
-            self._file, self._process = self.kind(self.path), os.getpid()
-        return self._file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_process": None}

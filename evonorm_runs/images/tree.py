@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..errors import user_errors
+from ..files import sha256
 
 AT_ONCE = 10_000  # files whose reading is planned at a time
 
@@ -61,10 +61,4 @@ def read_files(root: Path) -> Iterator[tuple]:
 
 
 def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return "no file"
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+    return sha256(path) if path.is_file() else "no file"

@@ -80,6 +80,7 @@ ELSEWHERE = {
         "another run's name",
         "tests/tools/test_sample_gan.py",
     ),
+    "tools/sample_gan.py images *": ("thousands of images", "tests/tools/test_sample_gan.py"),
     "tools/sample_gan.py grid biggan128.pth *": ("a download", "tests/tools/test_import_biggan.py"),
     "tools/sample_gan.py grid|*": ("usage", "tests/tools/test_sample_gan.py"),
     "tools/import_biggan.py *": ("a download", "tests/tools/test_import_biggan.py"),
@@ -105,7 +106,7 @@ NOT_RUN = {
     "import my_norms": "a reader's file",
     "docs/results/search.jsonl.gz": "tests/evonorm_search/test_table.py runs it on a made table",
 }
-ALIASES = {"--class", "--from"}  # options that argparse keeps under other names
+ALIASES = {"--class", "--from", "-n"}  # options that argparse keeps under other names
 LAUNCHER = {"--nproc_per_node"}  # torchrun's
 # A config that a command names, and that the command before it makes.
 MADE = {

@@ -20,7 +20,8 @@ from torchvision import datasets
 from evonorm_gan.config import get_cfg
 from evonorm_gan.data import describe, open_dataset, train_batches
 from evonorm_runs.errors import UserError, user_error_line
-from evonorm_runs.images.sets import _OpenFile, resize
+from evonorm_runs.images.decode import OpenFile
+from evonorm_runs.images.sets import resize
 
 
 def config(name="", root="", classes=2, resolution=32, skip=False):
@@ -144,7 +145,7 @@ def test_workers_open_files_for_themselves(kind, request):
 
 def test_an_open_file_is_not_shared_between_processes(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("abc")
-    opener = _OpenFile(open, tmp_path / "file")
+    opener = OpenFile(open, tmp_path / "file")
     with opener() as mine:
         assert opener() is mine
         monkeypatch.setattr(os, "getpid", lambda: -1)  # as after a fork

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import eval_gan as tool
 import numpy as np
 import pytest
+import sample_gan
 import torch
 from PIL import Image
 
@@ -105,6 +107,20 @@ def test_a_folder_and_an_npz_of_the_same_images(call, overrides, tmp_path):
     assert all(f[key] == pytest.approx(found[0][key], rel=1e-4) for f in found for key in KEYS)
 
 
+def test_drawn_images_give_the_checkpoints_own_figures(overrides, call, tmp_path):
+    """Of a norm with statistics of the batch, at a truncation and a seed."""
+    settings = [*overrides, "MODEL.NORM", "BN-ReLU", "TEST.TRUNCATION", "0.7"]
+    cfg = load_config(str(CONFIG), [*settings, "TEST.STANDING_BATCHES", "2"])
+    path = tmp_path / "G.pth"
+    save_generator_only(path, build_generator(cfg), cfg, [str(i) for i in range(10)])
+    own = results(call(path, "--seed", 3, "DEVICE", "cpu"))
+    for name in ("drawn", "drawn.zip", "drawn.npz"):
+        drawn = ("images", path, "-o", tmp_path / name, "--seed", 3, "--device", "cpu")
+        assert call(*drawn, tool=sample_gan)[0] == 0
+        found = results(call("--config-file", CONFIG, tmp_path / name, *overrides))
+        assert {key: found[key] for key in KEYS} == {key: own[key] for key in KEYS}
+
+
 def test_real_validation_images(call, overrides):
     found = results(call("--config-file", CONFIG, "--real-val", *overrides))
     assert found["images"] == "real images, split val"
@@ -152,6 +168,18 @@ def missing(folder):
     return folder / "x.npz", "there is no such file"
 
 
+def junk_zip(folder):
+    (folder / "x.zip").write_bytes(b"junk")
+    return folder / "x.zip", "x.zip: File is not a zip file"
+
+
+def other_size_zip(folder):
+    Image.fromarray(images(1, 16)[0]).save(folder / "b.png")
+    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
+        archive.write(folder / "b.png", "deep/b.png")
+    return folder / "x.zip", "x.zip/deep/b.png: 16x16 pixels"
+
+
 def npz(reason, **arrays):
     def make(folder):
         np.savez(folder / "x.npz", **arrays)
@@ -168,7 +196,7 @@ def junk_npz(folder):
 @pytest.mark.parametrize(
     "make",
     [
-        *(damaged_png, other_size, empty, missing, junk_npz),
+        *(damaged_png, other_size, empty, missing, junk_npz, junk_zip, other_size_zip),
         npz("no array arr_0 or images", pictures=images()),
         npz("float32 (12, 32, 32, 3), but should be uint8", images=images().astype(np.float32)),
         npz("(12, 3, 32, 32), but should be uint8", images=images().transpose(0, 3, 1, 2)),
