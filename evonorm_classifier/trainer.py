@@ -167,11 +167,8 @@ def evaluate(run: ClassifierRun, val_set: DigitsSet | FolderSet) -> dict[str, fl
     They are those of the averaged weights, if there are such. Top-5 accuracy, the share of images
     whose label is among the five highest scores, is left out where there are no more classes.
     """
-    distributed.average_(_statistics(run.model))
-    model = run.model
-    if run.averaged:
-        model = run.averaged.module
-        distributed.average_(_statistics(model))
+    run.average_statistics()
+    model = run.averaged.module if run.averaged else run.model
     model.eval()
     ranks = distributed.rank(), distributed.world_size()
     chosen = val_batches(len(val_set), run.cfg.TEST.BATCH_SIZE, *ranks)
@@ -290,9 +287,15 @@ class ClassifierRun:
         accuracy, self.correct = 100 * self.correct / self.steps, 0.0
         return accuracy
 
+    def average_statistics(self) -> None:
+        """Replace the running statistics by their means over the processes."""
+        for model in (self.model, *([self.averaged.module] if self.averaged else [])):
+            distributed.average_(_statistics(model))
+
     def save(self) -> None:
         """Replace the run's checkpoint by one of the current state."""
         distributed.average_([self.sums])  # every process resumes from their mean
+        self.average_statistics()
         state = {
             "epoch": self.epoch,
             "step": self.step,
