@@ -34,7 +34,7 @@ MAY_DIFFER = {
     *("SOLVER.CHANNELS_LAST", "SOLVER.COMPILE", "SOLVER.LOG_PERIOD", "SOLVER.SAMPLE_PERIOD"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.KEEP", "DATA.ROOT", "DATA.NUM_WORKERS"),
     *("TEST.EVAL_PERIOD", "TEST.BATCH_SIZE", "TEST.INCEPTION_WEIGHTS", "TEST.CACHE_DIR"),
-    *("MODEL.RECOMPUTE", "TEST.STOP_ON_COLLAPSE"),
+    *("MODEL.RECOMPUTE", "MODEL.INIT", "TEST.STOP_ON_COLLAPSE"),
 }
 
 
@@ -146,7 +146,11 @@ def save_generator_only(
 
 
 def keep_discriminator(cfg: CfgNode, path: Path | None) -> CfgNode:
-    """`cfg` with the MODEL.D_32_ENDS_AT of the run that goes on from `path`, if it names none."""
+    """`cfg` with the MODEL.D_32_ENDS_AT of the run that `path` is of, if it names none.
+
+    Args:
+        path: the checkpoint that a run goes on from, or starts from; None if there is none.
+    """
     if path is None or cfg.MODEL.RESOLUTION != 32 or cfg.MODEL.D_32_ENDS_AT is not None:
         return cfg
     old = config_of(load_checkpoint(path), str(path), cfg.DEVICE)

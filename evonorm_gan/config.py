@@ -54,6 +54,7 @@ def get_cfg() -> CfgNode:
     c.MODEL.EPS = None  # by default 1e-4 for BN, each layer's own for the others
     c.MODEL.MOMENTUM = 0.1
     c.MODEL.SYNC = False  # batch statistics over all processes
+    c.MODEL.INIT = ""  # a checkpoint, or an import, whose weights a new run starts from
     c.MODEL.RECOMPUTE = False  # outputs of EvoNorms again in the backward pass, for less memory
 
     c.DATA = CfgNode()
@@ -73,6 +74,7 @@ def get_cfg() -> CfgNode:
     c.SOLVER.LR_D = 2e-4
     c.SOLVER.BETAS = (0.0, 0.999)
     c.SOLVER.EPS = 1e-6
+    c.SOLVER.FREEZE_D = 0  # how many of D's first blocks stay as MODEL.INIT has them
     c.SOLVER.ORTHO_REG = 0.0  # strength of G's orthogonal regularisation; BigGAN's is 1e-4
     c.SOLVER.EMA_DECAY = 0.9999
     c.SOLVER.EMA_START = 20_000
@@ -159,7 +161,7 @@ def _check(cfg: CfgNode) -> None:
         if value(cfg, key) > most:
             raise UserError(f"{key} is {value(cfg, key):,}, but should be at most {most:,}")
     zero = ("SEED", "SOLVER.EMA_START", "SOLVER.ORTHO_REG", "SOLVER.EPS", "DATA.NUM_WORKERS")
-    check_not_negative(cfg, *zero, "TEST.STANDING_BATCHES")
+    check_not_negative(cfg, *zero, "SOLVER.FREEZE_D", "TEST.STANDING_BATCHES")
     if cfg.TEST.NUM_SAMPLES < 10:
         raise UserError(f"TEST.NUM_SAMPLES is {cfg.TEST.NUM_SAMPLES}, but IS takes 10 splits of it")
     few = cfg.TEST.SUBSET

@@ -28,6 +28,7 @@ from . import checkpoint
 from .augment import changes, diff_augment
 from .data import describe, open_dataset, to_float, train_batches
 from .evaluation.metrics import COUNTS, Evaluator, metric_key
+from .finetune import freeze_first_blocks, start_from_weights
 from .losses import discriminator_hinge, generator_hinge, orthogonal_penalty
 from .models import (
     build_discriminator,
@@ -46,14 +47,15 @@ GRID_CLASSES, GRID_COLUMNS = 10, 10
 @distributed.process_flags()
 @owns_folder("*.pth")
 @stop.on_sigterm()
-def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+def train(cfg: CfgNode, resume: bool | Path = False) -> dict[str, float]:
     """Train, and evaluate the moving average; everything is written to OUTPUT_DIR.
 
     A run that was killed and resumed equals an uninterrupted one bit for bit, on a CPU. A step's
     draws are a function of the seed and the step, whatever the number of processes.
 
     Args:
-        resume: from the last checkpoint in OUTPUT_DIR, if there is one.
+        resume: from the last checkpoint in OUTPUT_DIR, if there is one; or from the one at this
+            path, there or in another run's folder.
 
     Returns:
         the results of the last evaluation, in every process; empty if there was none.
@@ -63,12 +65,16 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         Stopped: by SIGTERM, after a step whose checkpoint is written.
     """
     device = distributed.init(cfg.DEVICE)
-    last = check_run(cfg)
+    last = check_run(cfg, resume)
     dataset = open_dataset(cfg)
-    cfg = checkpoint.keep_discriminator(cfg, last)
+    cfg = checkpoint.keep_discriminator(cfg, last or weights_to_start_from(cfg))
     run = GanRun(cfg, device, list(dataset.classes), len(dataset))
     if last:
         run.load(last)
+        if isinstance(resume, Path):
+            run.save()  # so that it is the last one in OUTPUT_DIR
+    elif cfg.MODEL.INIT:
+        say(run.start_from_weights())
     say(describe(dataset))
     say(str(run))
     log = Log(run.folder, run.step)
@@ -117,7 +123,7 @@ def discriminator_step(run: GanRun, step: int, i: int, images: Tensor, labels: T
     """
     solver = run.cfg.SOLVER
     G, D = run.G.network, run.D
-    D.network.requires_grad_(True)
+    D.requires_grad_(True)
     parts = zip(
         draw(run, step, i), images.chunk(solver.ACCUMULATE), labels.chunk(solver.ACCUMULATE)
     )
@@ -144,7 +150,7 @@ def generator_step(run: GanRun, step: int) -> None:
     """One step of the generator; `step` from 1."""
     solver = run.cfg.SOLVER
     G, D = run.G, run.D.network
-    D.requires_grad_(False)
+    run.D.requires_grad_(False)
     losses = []
     for part, (z, y) in enumerate(draw(run, step, solver.D_STEPS), 1):
         with G.gradients(synchronise=part == solver.ACCUMULATE):
@@ -200,16 +206,23 @@ class Player:
     Attributes:
         network: the module itself.
         wrapped: the same, its gradients averaged over the ranks.
+        trained: the parameters that are not frozen, by name.
     """
 
     def __init__(self, network: nn.Module, lr: float, cfg: CfgNode, device: torch.device) -> None:
         self.network = network
+        self.trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.wrapped = distributed.wrap(network)
         # No weight decay on anything, so EvoNorm's v needs no group of its own.
         self.optimizer = torch.optim.Adam(
-            network.parameters(), lr, cfg.SOLVER.BETAS, cfg.SOLVER.EPS, fused=True
+            self.trained.values(), lr, cfg.SOLVER.BETAS, cfg.SOLVER.EPS, fused=True
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.SOLVER.AMP == "fp16")
+
+    def requires_grad_(self, flag: bool) -> None:
+        """Whether gradients are taken of the parameters; never of frozen ones."""
+        for p in self.trained.values():
+            p.requires_grad_(flag)
 
     def gradients(self, synchronise: bool) -> Any:
         """Around a forward and backward pass; without `synchronise` ranks keep their gradients."""
@@ -220,7 +233,7 @@ class Player:
 
     def gradient_norm(self) -> Tensor:
         """Over all parameters; 1 under fp16, where the scaler looks after it."""
-        gradients = [p.grad for p in self.network.parameters()]
+        gradients = [p.grad for p in self.trained.values()]
         if self.scaler.is_enabled():
             return gradients[0].new_ones(())
         return torch.nn.utils.get_total_norm(gradients)
@@ -235,7 +248,7 @@ class Player:
         self.network.load_state_dict(network)
         self.optimizer.load_state_dict(optimizer)
         self.optimizer.param_groups[0]["lr"] = lr  # the config's, which may have been changed
-        for name, p in self.network.named_parameters():
+        for name, p in self.trained.items():
             for moment in ("exp_avg", "exp_avg_sq"):
                 shape = self.optimizer.state[p][moment].shape
                 if shape != p.shape:
@@ -258,6 +271,7 @@ class GanRun:
             build(cfg).to(device).to(memory_format=layout)
             for build in (build_generator, build_discriminator)
         )
+        freeze_first_blocks(D, cfg.SOLVER.FREEZE_D)
         average = get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY)
         self.ema = AveragedModel(G, multi_avg_fn=average).requires_grad_(False).eval()
         if cfg.SOLVER.COMPILE:
@@ -271,10 +285,11 @@ class GanRun:
             f"{name} {sum(p.numel() for p in player.network.parameters()):,}"
             for name, player in (("generator", self.G), ("discriminator", self.D))
         )
-        processes = distributed.world_size()
+        processes, frozen = distributed.world_size(), self.cfg.SOLVER.FREEZE_D
         return (
             f"{self.cfg.MODEL.NORM}; parameters: {', '.join(counts)}; {self.device.type}"
             + (f", {processes} processes" if processes > 1 else "")
+            + (f"; {frozen} blocks of the discriminator frozen" if frozen else "")
             + (f"; goes on after step {self.step}" if self.step else "")
         )
 
@@ -400,6 +415,17 @@ class GanRun:
                 f"{self.cfg.SOLVER.MAX_ITER}"
             )
 
+    def start_from_weights(self) -> str:
+        """Begin with the weights at MODEL.INIT. Returns a line about them.
+
+        Raises:
+            UserError: as :func:`evonorm_gan.finetune.start_from_weights`.
+        """
+        networks = self.G.network, self.ema.module, self.D.network
+        about = start_from_weights(self.cfg, *networks, self.classes)
+        self.ema.n_averaged.fill_(1)
+        return about
+
     def _load(self, data: dict[str, Any]) -> None:
         self.G.load(data["generator"], data["optimizer_g"], data["scaler"]["g"])
         self.D.load(data["discriminator"], data["optimizer_d"], data["scaler"]["d"])
@@ -419,8 +445,11 @@ def average_statistics(network: nn.Module) -> None:
     )
 
 
-def check_run(cfg: CfgNode) -> Path | None:
-    """The checkpoint in OUTPUT_DIR to go on from, None for a new run.
+def check_run(cfg: CfgNode, resume: bool | Path = False) -> Path | None:
+    """The checkpoint to go on from, None for a new run.
+
+    Args:
+        resume: as :func:`train`.
 
     Raises:
         UserError: what would go wrong later on.
@@ -432,7 +461,26 @@ def check_run(cfg: CfgNode) -> Path | None:
             f"SOLVER.ACCUMULATE {solver.ACCUMULATE}"
         )
     changes(solver.DIFF_AUGMENT)  # raises for an unknown one
-    return checkpoint.find_checkpoint(folder) if any(folder.glob("*.pth")) else None
+    begun = any(folder.glob("*.pth"))
+    if isinstance(resume, Path):
+        chosen = checkpoint.find_checkpoint(resume)
+        if begun and chosen.resolve().parent != folder.resolve():
+            raise UserError(
+                f"OUTPUT_DIR {folder} holds another run than {chosen}: name a new OUTPUT_DIR, or a "
+                "checkpoint of that folder"
+            )
+        return chosen
+    if not begun and solver.FREEZE_D and not cfg.MODEL.INIT:
+        raise UserError(
+            f"SOLVER.FREEZE_D is {solver.FREEZE_D}, but there is no MODEL.INIT (--init) with a "
+            "trained discriminator"
+        )
+    return checkpoint.find_checkpoint(folder) if begun else None
+
+
+def weights_to_start_from(cfg: CfgNode) -> Path | None:
+    """The checkpoint at MODEL.INIT; None if a new run begins with random weights."""
+    return checkpoint.find_checkpoint(cfg.MODEL.INIT) if cfg.MODEL.INIT else None
 
 
 def due(cfg: CfgNode, step: int, period: int) -> bool:

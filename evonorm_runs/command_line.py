@@ -6,7 +6,7 @@ import argparse
 import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
 from . import distributed
@@ -79,13 +79,22 @@ def run_trainer(
     return 0
 
 
-def parse(description: str | None, configs: str) -> argparse.Namespace:
-    """Parse --config-file, --resume and KEY VALUE ...; `configs` is the folder of the recipes."""
+def parse(
+    description: str | None, configs: str, more: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """Parse --config-file, --resume and KEY VALUE ...
+
+    Args:
+        configs: the folder of the recipes.
+        more: further options of one value each, with their help.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", required=True, help=f"one of {configs}")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
     )
+    for option, about in (more or {}).items():
+        parser.add_argument(option, help=about)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="config keys, such as MODEL.NORM EvoNormB0"
     )

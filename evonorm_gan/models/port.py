@@ -49,6 +49,20 @@ def from_port(state: Mapping[str, Tensor], truncation: float) -> Generator:
     return model.eval()
 
 
+@torch.no_grad()
+def make_trainable(model: Generator) -> None:
+    """Let the last convolution be divided by its own largest singular value, as in training.
+
+    That of an import is not (see :func:`_three_channels`). The norm-act before it takes the
+    difference, so that the images stay as they are.
+    """
+    norm = model.last.parametrizations.weight[0]
+    scale = norm._u.norm()
+    norm._u /= scale
+    for parameter in (model.last_norm.weight, model.last_norm.bias):
+        parameter /= scale
+
+
 def _empty(state: Mapping[str, Tensor]) -> Generator:
     """A generator of the shape that the state dict has."""
     dim_z, num_classes = state["embeddings.weight"].shape
@@ -132,8 +146,7 @@ def _three_channels(layer: dict[str, Tensor]) -> dict[str, Tensor]:
     """The last convolution without the channels that the port makes and drops.
 
     Its weight is divided by u^T W v, for which all channels count; so u is scaled until the three
-    give the same number. It is not a unit vector then, which the first power iteration of a further
-    training would make it again.
+    give the same number. It is not a unit vector then; :func:`make_trainable` makes it one.
     """
     weight = "last.parametrizations.weight"
     original, u, v = (layer[f"{weight}.{key}"] for key in ("original", "0._u", "0._v"))

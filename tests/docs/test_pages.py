@@ -68,6 +68,10 @@ ELSEWHERE = {
         "minutes",
         "tests/tools/test_train_gan.py",
     ),
+    "tools/train_gan.py --config-file photos128.yaml *": (
+        "a download",
+        "tests/evonorm_gan/test_finetune.py",
+    ),
     "tools/train_gan.py --config-file F *": ("usage", "tests/tools/test_train_gan.py"),
     "torchrun --nproc_per_node 8 tools/train_gan.py *": (
         "GPUs and ImageNet",
@@ -110,6 +114,7 @@ ALIASES = {"--class", "--from", "-n"}  # options that argparse keeps under other
 LAUNCHER = {"--nproc_per_node"}  # torchrun's
 # A config that a command names, and that the command before it makes.
 MADE = {
+    "photos128.yaml": "configs/gan/imagenet128.yaml",  # as the page has it
     "output/digits_EvoNormS0/config.yaml": (
         "configs/detection/digits/mask_rcnn_digits_EvoNormS0.yaml"
     ),

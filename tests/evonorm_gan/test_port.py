@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evonorm_gan.models import Generator
-from evonorm_gan.models.port import from_port
+from evonorm_gan.models.port import from_port, make_trainable
 from evonorm_runs.errors import UserError
 
 port = pytest.importorskip("pytorch_pretrained_biggan.model")
@@ -60,6 +60,14 @@ def difference(theirs, ours, truncation):
 def test_images_equal_the_ports(theirs, truncation):
     ours = from_port(theirs.state_dict(), truncation)
     assert difference(theirs, ours, truncation) < 1e-5
+
+
+def test_images_equal_the_ports_when_training_starts_from_them(theirs):
+    ours = from_port(theirs.state_dict(), 0.4)
+    u = ours.last.parametrizations.weight[0]._u
+    assert abs(u.norm() - 1) > 0.01
+    make_trainable(ours)
+    assert u.norm() == pytest.approx(1) and difference(theirs, ours, 0.4) < 1e-5
 
 
 @pytest.mark.parametrize("resolution", [256, 512])
