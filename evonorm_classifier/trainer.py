@@ -29,6 +29,7 @@ from evonorm_runs.random_state import seed_all
 from .config import get_cfg
 from .data import Batches, DigitsSet, FolderSet, open_data, seed_of, val_batches, worker_batches
 from .loading import Loading, decoding_rate
+from .mistakes import CONFUSION, answers_of, write_mistakes
 from .models import build_model
 from .solver import build_optimizer, learning_rate, moving_average
 
@@ -78,6 +79,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     log = Log(run.folder, run.step)
     batches = train_batches(run, train_set)
     total = cfg.SOLVER.EPOCHS * run.steps
+    answers = None
     for step in progress(range(run.step + 1, total + 1), total, run.images):
         lr = train_step(run, step, batches)
         run.step = step
@@ -85,7 +87,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         if epoch_ends or (cfg.SOLVER.LOG_PERIOD and step % cfg.SOLVER.LOG_PERIOD == 0):
             write_log(run, log, step, lr)
         if epoch_ends:
-            results = {"train_accuracy": run.pop_train_accuracy(), **evaluate(run, val_set)}
+            found, answers = evaluate(run, val_set)
+            results = {"train_accuracy": run.pop_train_accuracy(), **found}
             # The line comes first: if the run is killed before its checkpoint, it is written again.
             log.write(step, {"epoch": run.epoch, **results})
             say(f"epoch {run.epoch}: {summary(results)}")
@@ -94,6 +97,11 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
             run.save()
             raise stop.Stopped(f"stopped by SIGTERM after step {step}; continue with --resume")
     log.close()
+    missing = distributed.is_main() and not (run.folder / CONFUSION).exists()
+    if answers is None and distributed.any_rank(missing):  # killed before it was written
+        _, answers = evaluate(run, val_set)
+    if answers is not None:
+        write_mistakes(run.folder, val_set, answers)
     done = log.with_key("accuracy")[-1:]
     return {key: line[key] for line in done for key in RESULTS if key in line}
 
@@ -161,30 +169,35 @@ def hits(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(run: ClassifierRun, val_set: DigitsSet | FolderSet) -> dict[str, float]:
-    """Accuracy in percent, and loss, over a whole set, with running statistics.
+def evaluate(run: ClassifierRun, val_set: DigitsSet | FolderSet) -> tuple[dict[str, float], Tensor]:
+    """Accuracy in percent, and loss, over a whole set, with running statistics; and all answers.
 
-    They are those of the averaged weights, if there are such. Top-5 accuracy, the share of images
-    whose label is among the five highest scores, is left out where there are no more classes.
+    The answers are as :func:`.mistakes.answers_of` gives them, (images, 4), in every process. The
+    statistics are those of the averaged weights, if there are such. Top-5 accuracy, the share of
+    images whose label is among the five highest scores, is left out where there are no more
+    classes.
     """
     run.average_statistics()
     model = run.averaged.module if run.averaged else run.model
     model.eval()
     ranks = distributed.rank(), distributed.world_size()
-    chosen = val_batches(len(val_set), run.cfg.TEST.BATCH_SIZE, *ranks)
+    chosen = list(val_batches(len(val_set), run.cfg.TEST.BATCH_SIZE, *ranks))
     sums = torch.zeros(3, dtype=torch.float64, device=run.device)
     best = min(5, run.data["classes"])
-    for images, labels in val_set.batches(chosen, run.cfg.SEED):
+    answers = [torch.zeros(0, 4, dtype=torch.float64, device=run.device)]
+    for indices, (images, labels) in zip(chosen, val_set.batches(chosen, run.cfg.SEED)):
         labels = labels.to(run.device)
         scores = run.scores(model, images.to(run.device))
         loss = F.cross_entropy(scores, labels, reduction="sum")
         among_best = (scores.topk(best).indices == labels[:, None]).sum()
         sums += torch.stack([hits(scores, labels).sum(), loss, among_best])
+        answers.append(answers_of(indices, labels, scores))
     model.train()
     distributed.average_([sums])
     correct, loss, among_best = (sums * distributed.world_size() / len(val_set)).tolist()
     top5 = {"top5_accuracy": 100 * among_best} if run.data["classes"] > best else {}
-    return {"accuracy": 100 * correct, **top5, "val_loss": loss}
+    results = {"accuracy": 100 * correct, **top5, "val_loss": loss}
+    return results, distributed.gather(torch.cat(answers))
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:

@@ -8,12 +8,14 @@ from typing import Any
 
 from .figures import Chart, axis, figure, line, plain, wide
 from .kinds import Result
+from .recorded import Confusion
 from .results import find_results
 from .runs import RunFolder, number
 
 POINTS = 1000  # at most, in a curve
 ALL_POINTS = 30_000  # about, in the curves of all runs under one title
 CLASSES = 100  # a chart shows no more; the table shows all
+SQUARES = 40  # classes on a side of a confusion matrix, at most
 
 
 def learning_curves(runs: Sequence[RunFolder], total: int) -> tuple[list[Chart], list[Chart]]:
@@ -151,6 +153,41 @@ def class_chart(
     axes["yaxis"]["categoryorder"] = "array"
     drawn = figure(traces, hovermode="closest", height=110 + 24 * len(classes), **axes)
     return Chart(f"{title} by class", drawn, {})
+
+
+def confusion_matrix(run: RunFolder, found: Confusion) -> Chart | None:
+    """A run's confusion matrix, a row for each class; None if there are too many classes."""
+    if len(found.classes) > SQUARES:
+        return None
+    numbers = range(len(found.classes))
+    # Numbers before names, as Plotly would take two classes of one name for the same.
+    names = [f"{i} {plain(name, 24)}" for i, name in enumerate(found.classes)]
+    counts = [[found.counts.get((label, answer), 0) for answer in numbers] for label in numbers]
+    shares = [
+        [round(100 * n / max(found.images[label], 1), 1) for n in counts[label]]
+        for label in numbers
+    ]
+    trace = {
+        "type": "heatmap",
+        "meta": run.index,
+        "x": names,
+        "y": names,
+        "z": shares,
+        "zmin": 0,
+        "zmax": 100,
+        "customdata": counts,
+        "hovertemplate": "is %{y}<br>answer %{x}<br>%{customdata} images, %{z} %<extra></extra>",
+        "colorbar": {"title": {"text": "%"}, "thickness": 12},
+    }
+    side = {"type": "category", "automargin": True}
+    axes = {
+        "xaxis": {**axis("answer"), **side},
+        "yaxis": {**axis("class"), **side, "autorange": "reversed"},
+    }
+    drawn = figure([trace], hovermode="closest", height=170 + 22 * len(names), **axes)
+    right = sum(found.counts.get((i, i), 0) for i in numbers)
+    words = {run.index: f"{right} of {sum(found.images.values())} images are right"}
+    return Chart(f"{run.name}: answers to the images of each class (%)", drawn, words)
 
 
 def _thin(points: list, most: int) -> list:

@@ -15,6 +15,8 @@ from .kinds.search import KIND as SEARCH
 from .runs import RunFolder
 from .searches import Searches, make_searches
 
+MISTAKES = 10  # the most frequent ones, of each run
+
 
 @dataclass
 class Part:
@@ -32,6 +34,7 @@ class Part:
     more: list[Chart]
     trade: list[Chart]
     classes: list[tuple[str, Chart | None, dict[str, dict[int, str]]]]
+    confusion: dict[int, tuple[Chart | None, list[tuple[str, str, int, int]]]]
     samples: dict[int, Any]
     pictures: dict[int, Any]
     with_config: list[RunFolder]
@@ -48,6 +51,7 @@ class Part:
     def all_charts(self) -> Iterator[Chart]:
         yield from (*self.curves, *self.more, *self.trade)
         yield from (chart for _, chart, _ in self.classes if chart)
+        yield from (chart for chart, _ in self.confusion.values() if chart)
         if self.searches:
             yield from self.searches.all_charts()
 
@@ -90,6 +94,11 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
         more=more,
         trade=trade,
         classes=classes,
+        confusion={
+            run.index: (charts.confusion_matrix(run, found), found.most_frequent(MISTAKES))
+            for run in runs
+            if (found := recorded.confusion(run.folder))
+        },
         samples=album.samples(runs),
         pictures={index: found for index, found in pictures.items() if found},
         with_config=with_config,
@@ -108,6 +117,7 @@ def make_part(kind: Kind, runs: list[RunFolder], album: Album, total: int) -> Pa
         ("curves", "Learning curves"): part.curves or part.more,
         ("trade", kind.against_title): part.trade,
         ("classes", kind.classes_title): part.classes,
+        ("confusion", "Mistakes"): part.confusion,
         ("samples", "Samples"): part.samples,
         ("pictures", "Pictures"): part.pictures,
         ("settings", "Settings"): part.with_config,

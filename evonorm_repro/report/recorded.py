@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,28 @@ class Table:
         """For each column whether all its cells are figures or empty."""
         columns = zip(*self.rows) if self.rows else ([] for _ in self.columns)
         return [all(FIGURE.match(cell) for cell in column) for column in columns]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of a class, by its number, got which answer: counts[label, answer]."""
+
+    classes: list[str]
+    counts: dict[tuple[int, int], int]
+
+    @cached_property
+    def images(self) -> Counter[int]:
+        """The number of images of each class."""
+        found: Counter[int] = Counter()
+        for (label, _), n in self.counts.items():
+            found[label] += n
+        return found
+
+    def most_frequent(self, most: int) -> list[tuple[str, str, int, int]]:
+        """The most frequent mistakes: class, answer, how many, and the images of the class."""
+        wrong = [(n, pair) for pair, n in self.counts.items() if pair[0] != pair[1]]
+        chosen = sorted(wrong, key=lambda row: (-row[0], row[1]))[:most]
+        return [(self.classes[a], self.classes[b], n, self.images[a]) for n, (a, b) in chosen]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -85,6 +109,23 @@ def truncation_curves(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
         if isinstance(rows, list) and all(isinstance(r, dict) and "truncation" in r for r in rows):
             found.append((path.name, rows))
     return found
+
+
+def confusion(folder: Path) -> Confusion | None:
+    """What tools/train_classifier.py wrote into confusion.json; None if that is not there."""
+    data = _load(folder / "confusion.json")
+    classes, counts = data.get("classes"), data.get("counts")
+    if not isinstance(classes, list) or not isinstance(counts, list) or not counts:
+        return None
+    try:
+        found = {(label, answer): n for label, answer, n in counts}
+        if not all(type(x) is int and 0 <= x < len(classes) for pair in found for x in pair):
+            return None
+        if not all(type(n) is int and n > 0 for n in found.values()):
+            return None
+    except (TypeError, ValueError):
+        return None
+    return Confusion([str(name) for name in classes], found)
 
 
 def known_accuracies(folder: Path) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -263,6 +264,38 @@ class TestRuns:
         assert math.isclose(results["top5_accuracy"], 100 * (higher < 5).sum().item() / 18)
         loss = F.cross_entropy(scores, noise[1].labels).item()
         assert math.isclose(results["val_loss"], loss, rel_tol=1e-5)
+
+    def test_mistakes_are_those_of_a_plain_loop_over_the_checkpoint(
+        self, tiny_cfg, noise, tmp_path
+    ):
+        cfg, run = tiny_cfg("SOLVER.BASE_LR", 1.0), tmp_path / "run"
+        train(cfg)
+        model = build_model(cfg, 10)
+        model.load_state_dict(checkpoint(run)["model"])
+        (images, labels), matrix, wrong = (noise[1].images, noise[1].labels), {}, {}
+        shares = model.eval()(images).softmax(1)
+        for i, (share, label) in enumerate(zip(shares.tolist(), labels.tolist())):
+            answer = share.index(max(share))
+            matrix[label, answer] = matrix.get((label, answer), 0) + 1
+            if answer != label:
+                wrong[i] = (label, answer, max(share))
+        found = json.loads((run / "confusion.json").read_text())
+        assert found["classes"] == noise[1].classes
+        assert {(a, b): n for a, b, n in found["counts"]} == matrix
+        assert [row[0] for row in found["wrong"]] == sorted(wrong, key=lambda i: -wrong[i][2])
+        for i, *others in found["wrong"]:
+            assert others == [*wrong[i][:2], pytest.approx(wrong[i][2], rel=1e-5)]
+        # The first image of the picture, enlarged.
+        sheet = Image.open(run / "mistakes.png")
+        assert sheet.size == (6 * 144, -(-len(wrong) // 6) * 174)
+        first = noise[1].images[found["wrong"][0][0]] * 127.5 + 127.5
+        plain = Image.fromarray(first.round().byte().permute(1, 2, 0).numpy()).resize((140, 140), 0)
+        assert sheet.crop((2, 2, 142, 142)).tobytes() == plain.tobytes()
+
+        before = (run / "confusion.json").read_bytes()
+        (run / "confusion.json").unlink()  # as if the run had been killed before it was written
+        train(cfg, resume=True)
+        assert (run / "confusion.json").read_bytes() == before
 
     def test_averaged_weights_are_those_that_are_evaluated(self, tiny_cfg, noise, tmp_path):
         cfg = tiny_cfg("SOLVER.BASE_LR", 4.0, "SOLVER.EMA", 0.99, "SOLVER.SCHEDULE", "multistep")

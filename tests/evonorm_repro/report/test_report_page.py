@@ -50,7 +50,9 @@ def everything(tmp_path, gan_run, detection_run, classifier_run, metrics, noise)
     """A folder with a run of each kind in it, and all that they can bring along."""
     gan = gan_run(tmp_path / "all/gan", [(s, metrics(9.0, 2.0)) for s in (1, 2)])
     detector = detection_run(tmp_path / "all/det", [(1, {"bbox/AP": 1.0, "bbox/AP-3": 1.0})])
-    classifier_run(tmp_path / "all/cls", [(s, {"accuracy": 9.0, "loss": s}) for s in (1, 2)])
+    files = {"confusion.json": '{"classes": ["0", "1"], "counts": [[0, 1, 2]]}'}
+    lines = [(s, {"accuracy": 9.0, "loss": s}) for s in (1, 2)]
+    classifier_run(tmp_path / "all/cls", lines, files=files)
     write_png(gan / "samples/0000001.png", noise(0, 64))
     write_png(detector / "predictions.png", noise(1, 64))
     table = {"title": "T", "columns": ["a"], "rows": [["1"]], "notes": []}

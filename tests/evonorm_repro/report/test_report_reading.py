@@ -128,6 +128,9 @@ def test_reasons_of_failures(run, report, text, reason):
         ("curve.json", "[" * 100_000),
         ("log.txt", "Environment info:\n"),
         ("log.txt", "Environment info:\n----  ----\nPython  3"),
+        ("confusion.json", '{"classes": ["a"], "counts": [[0, 1, 2]]}'),
+        ("confusion.json", '{"classes": ["a"], "counts": [[0, 0, -2]]}'),
+        ("confusion.json", '{"classes": ["a"], "counts": [[0, []]]}'),
         ("predictions.png", "not a picture"),
     ],
 )

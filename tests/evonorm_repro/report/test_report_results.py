@@ -63,6 +63,27 @@ def test_accuracy_of_classifiers(tmp_path, report, classifier_run):
     assert "finished at step 5" in page.table("Runs")[1]
 
 
+def test_mistakes_of_classifiers(tmp_path, report, classifier_run):
+    names = ["cat", "<b>dog</b>", "hen"]
+    counts = [[0, 0, 5], [0, 1, 3], [1, 1, 4], [1, 2, 1]]  # no image of a hen
+    text = json.dumps({"classes": names, "counts": counts, "wrong": []})
+    many = json.dumps({"classes": [str(i) for i in range(41)], "counts": [[40, 0, 7]]})
+    a, b = (
+        classifier_run(tmp_path / name, [(1, {"accuracy": 9.0})], files={"confusion.json": file})
+        for name, file in (("a", text), ("b", many))
+    )
+    page = report(a, b)
+    (chart,) = (x for title, x in page.charts().items() if "answers to the images" in title)
+    (matrix,) = chart["data"]
+    assert matrix["z"] == [[62.5, 37.5, 0], [0, 80, 20], [0, 0, 0]]
+    assert matrix["customdata"] == [[5, 3, 0], [0, 4, 1], [0, 0, 0]]
+    assert matrix["y"] == matrix["x"] == ["0 cat", "1 &lt;b&gt;dog&lt;/b&gt;", "2 hen"]
+    assert "9 of 13 images are right" in page.said
+    rows = page.table("Most frequent mistakes")[1:]
+    assert rows[0] == ["a", "cat", "<b>dog</b>", "3 of 8"]
+    assert rows[1:] == [["a", "<b>dog</b>", "hen", "1 of 5"], ["b", "40", "0", "7 of 7"]]
+
+
 def test_a_stand_ins_remark_is_wherever_its_metric_is(tmp_path, report, gan_run, metrics):
     lines = [(s, metrics(50.0 - s, 1.0 + s, KID=0.1, precision=0.2, recall=s)) for s in (1, 2, 3)]
     folder = gan_run(tmp_path / "a", lines)
