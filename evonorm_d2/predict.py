@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import Metadata, MetadataCatalog
+import torch
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import ColorMode, Visualizer
+from torch import Tensor
 
 from evonorm_runs.config import check_device
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.images.files import SUFFIXES
 
 from .checkpoint import Checkpointer, kept_random_state
+from .loader import check_names, loading
 from .run_config import load_config
 
 LEAST_SIDE = 400  # smaller images are drawn larger, so that their labels can be read; pixels
@@ -34,6 +37,7 @@ class RunPredictor:
 
     Attributes:
         checkpoint: the path of the checkpoint.
+        model: Detectron2's model, in evaluation mode.
 
     Raises:
         UserError: not a run of train_net.py, a damaged file, a device that is not there, or a
@@ -62,8 +66,9 @@ class RunPredictor:
         name = next(iter([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]), "")
         self.metadata = MetadataCatalog.get(name) if name else Metadata()
         self._predictor = DefaultPredictor(cfg)
+        self.model = self._predictor.model
         with user_errors(OSError, ValueError):
-            Checkpointer(self._predictor.model, cfg=cfg).load(str(self.checkpoint))
+            Checkpointer(self.model, cfg=cfg).load(str(self.checkpoint))
 
     def predict(self, image: np.ndarray, threshold: float) -> Instances:
         """The objects with at least this score in an image (H, W, 3) uint8, BGR, on the CPU."""
@@ -71,6 +76,22 @@ class RunPredictor:
         if found is None:
             raise UserError(f"{self.checkpoint}: its model predicts no instances")
         return found[found.scores >= threshold].to("cpu")
+
+    def input(self, image: np.ndarray) -> Tensor:
+        """An image (H, W, 3) uint8, BGR, as the model gets it: (3, H', W') uint8, on its device."""
+        if self._predictor.input_format == "RGB":
+            image = image[:, :, ::-1]
+        resized = self._predictor.aug.get_transform(image).apply_image(image)
+        return torch.as_tensor(resized.transpose(2, 0, 1).copy()).to(self.model.device)
+
+    def first_image(self) -> Path:
+        """The first image of the run's test set. Raises UserError if it is not at hand."""
+        name = self.metadata.get("name")
+        if not name:
+            raise UserError(f"{self.checkpoint}: its run has no data sets: name an image")
+        check_names([name])
+        with loading([name]):
+            return Path(DatasetCatalog.get(name)[0]["file_name"])
 
     def picture(self, image: np.ndarray, found: Instances) -> np.ndarray:
         """The objects drawn on the image (H, W, 3) uint8, BGR; returns such an image, RGB."""

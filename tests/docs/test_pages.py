@@ -63,6 +63,7 @@ ELSEWHERE = {
     "tools/train_net.py --config-file F *": ("usage", "tests/tools/test_train_net.py"),
     "tools/visualize.py *": ("takes a run", "tests/tools/test_visualize.py"),
     "tools/predict.py *": ("takes a run", "tests/tools/test_predict.py"),
+    "tools/export_model.py *": ("takes a run", "tests/tools/test_export_model.py"),
     "tools/analyze_model.py --paper-layout": ("30 seconds", "tests/tools/test_analyze_model.py"),
     "tools/train_gan.py --config-file configs/gan/digits.yaml *": (
         "minutes",
