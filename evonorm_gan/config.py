@@ -95,8 +95,11 @@ def get_cfg() -> CfgNode:
     c.TEST.TRUNCATION = None  # of z
     c.TEST.TRUNCATE_BY = "resample"  # as Brock et al. 2019; or "scale", as their released models
     c.TEST.STANDING_BATCHES = 16  # for batch-dependent norms, of BATCH_SIZE samples each
-    # Images that KID, precision and recall look at, at most; by default 10,000, with the extractor
-    # of the digits 2,000. 50,000 take minutes.
+    # What images are compared with: "train" or "val" of DATA; a folder, .zip or .h5 as DATA.ROOT
+    # may be; or an .npz with mu and sigma (for FID), images as arr_0, or both.
+    c.TEST.REFERENCE = "train"
+    # Images that all but IS and FID look at, at most; by default 10,000, with the extractor of the
+    # digits 2,000. 50,000 take minutes.
     c.TEST.SUBSET = None
     c.TEST.EXTRACTOR = "inception-v3-compat"  # or "digits"
     c.TEST.INCEPTION_WEIGHTS = ""  # a file; by default where torch-fidelity keeps its own

@@ -54,14 +54,25 @@ def _open(cfg: CfgNode, split: str) -> ImageSet:
         return open_torchvision(name, root, split, resolution, cfg.DATA.SKIP_CORRUPT)
     if split == "val":
         raise UserError(f"{root} has no validation split; only sets opened by DATA.NAME have one")
+    return open_images(root, resolution, cfg.DATA.SKIP_CORRUPT)
+
+
+def open_images(
+    root: Path, resolution: int, skip_corrupt: bool, key: str = "DATA.ROOT"
+) -> ImageSet:
+    """The folder, .zip or .h5 at `root`, which a config names by `key`.
+
+    Raises:
+        UserError: there is none, or it holds no such data set.
+    """
     if not root.exists():
-        raise UserError(f"DATA.ROOT: {root} does not exist; it may be a folder, a .zip or an .h5")
+        raise UserError(f"{key}: {root} does not exist; it may be a folder, a .zip or an .h5")
     if not root.is_dir() and not root.is_file():
-        raise UserError(f"DATA.ROOT: {root} is neither a folder nor a regular file")
+        raise UserError(f"{key}: {root} is neither a folder nor a regular file")
     if root.suffix in (".h5", ".hdf5"):
         return Hdf5Set(root, resolution)
     kind = ZipSet if root.suffix == ".zip" else FolderSet
-    return kind(root, resolution, cfg.DATA.SKIP_CORRUPT)
+    return kind(root, resolution, skip_corrupt)
 
 
 def describe(ds: ImageSet) -> str:

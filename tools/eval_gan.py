@@ -1,4 +1,4 @@
-"""Measure IS, FID, KID, precision and recall of a generator or of images, or print table 5.
+"""Measure IS, FID, KID, precision, recall, density and coverage of a generator or of images.
 
   eval_gan.py output/gan/digits                           a run's newest checkpoint (or a file)
   eval_gan.py --config-file configs/gan/digits.yaml X     X: a folder, .zip or .npz of images
@@ -60,6 +60,10 @@ def parse() -> argparse.Namespace:
         "--config-file", help="names real data and extractor (default: the checkpoint's)"
     )
     parser.add_argument("--real-val", action="store_true", help="rate the real images of val")
+    parser.add_argument(
+        "--reference",
+        help="real images, or an .npz of TTUR or ADM with their statistics (TEST.REFERENCE)",
+    )
     parser.add_argument("--num-samples", type=int, help="default: TEST.NUM_SAMPLES")
     parser.add_argument("--seed", type=int, default=0, help="for z and the classes (default: 0)")
     parser.add_argument("--truncation", type=truncation, help="of z (default: TEST.TRUNCATION)")
@@ -102,6 +106,7 @@ def parse() -> argparse.Namespace:
 def options(args: argparse.Namespace) -> list[str]:
     """The KEY VALUE pairs, and the options that stand for config keys as such pairs."""
     keys = {
+        "TEST.REFERENCE": args.reference,
         "TEST.NUM_SAMPLES": args.num_samples,
         "TEST.TRUNCATION": args.truncation,
         "TEST.TRUNCATE_BY": args.truncate_by,
@@ -183,14 +188,17 @@ def evaluate_generator(args: argparse.Namespace) -> dict[str, Any]:
 
 def make_evaluator(cfg: CfgNode) -> Evaluator:
     device = distributed.init(cfg.DEVICE)
-    evaluator = Evaluator(cfg, open_dataset(cfg), device)
+    train = cfg.TEST.REFERENCE == "train"
+    evaluator = Evaluator(cfg, open_dataset(cfg) if train else None, device)
     if distributed.is_main():
         print("\n".join(evaluator.about), file=sys.stderr)
     return evaluator
 
 
 def about(evaluator: Evaluator) -> dict[str, str]:
-    return {"extractor": evaluator.extractor.name, "weights sha256": evaluator.extractor.digest}
+    extractor = evaluator.extractor
+    about = {"reference": evaluator.cfg.TEST.REFERENCE}
+    return {**about, "extractor": extractor.name, "weights sha256": extractor.digest}
 
 
 def write_json(path: Path, results: Any) -> None:

@@ -34,6 +34,8 @@ LAYERS = {
     "inception-v3-compat": ("2048", "logits_unbiased"),
     digits_extractor.NAME: digits_extractor.LAYERS,
 }
+# Of the former.
+WIDTH = {"inception-v3-compat": 2048, digits_extractor.NAME: digits_extractor.WIDTH}
 # Images, real ones and others, that KID, precision and recall look at unless TEST.SUBSET says how
 # many: quadratic in their number.
 SUBSET = {"inception-v3-compat": 10_000, digits_extractor.NAME: 2_000}
@@ -169,12 +171,12 @@ class RealStatistics:
     Attributes:
         mu: mean of the features, (width,) float64.
         sigma: their covariance, (width, width) float64.
-        features: those of a :func:`subset` of the images, (n, width).
+        features: those of a :func:`subset` of the images, (n, width); None if they are unknown.
     """
 
     mu: np.ndarray
     sigma: np.ndarray
-    features: Tensor
+    features: Tensor | None
 
 
 def moments(batches: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,6 @@
-"""IS, FID, KID, precision and recall of a generator or of images, by torch-fidelity's functions.
+"""IS, FID, KID, precision, recall, density and coverage of a generator or of images.
+
+All but the last two are torch-fidelity's functions.
 
 torch-fidelity takes images by itself too, but can't draw from a class-conditional generator
 (version 0.4.0), and its cache does not notice that a data set has changed. So images and features
@@ -28,22 +30,17 @@ from evonorm_runs.errors import UserError
 
 from .. import sampling
 from . import digits_extractor
-from .features import (
-    Extractor,
-    RealStatistics,
-    real_statistics,
-    share,
-    shares,
-    subset,
-    subset_size,
-)
+from .density import density_and_coverage
+from .features import Extractor, RealStatistics, share, shares, subset, subset_size
+from .reference import Reference, open_reference
 
 log = logging.getLogger(__name__)
 
-METRICS = ("IS", "IS_std", "FID", "KID", "precision", "recall")
-# How many images precision and recall are of: both fall as it grows, so that only those of the same
-# numbers can be compared.
+METRICS = ("IS", "IS_std", "FID", "KID", "precision", "recall", "density", "coverage")
+# How many images precision, recall, density and coverage are of: they depend on it, so that only
+# those of the same numbers can be compared.
 COUNTS = ("precision_recall_images", "precision_recall_real_images")
+WITHOUT_IMAGES = METRICS[:3]  # what needs no real images but their statistics
 SPLITS = 10  # of IS (paper, section 5.5, after Salimans et al. 2016)
 KID_SUBSET = 1000  # images per subset, fewer if there are fewer
 SETTINGS = {
@@ -73,20 +70,29 @@ def metric_key(name: str, extractor: str) -> str:
 
 
 class Evaluator:
-    """Compares images with a data set, as cfg.TEST says. All processes must take part in all calls.
+    """Compares images with others, as cfg.TEST says. All processes must take part in all calls.
+
+    Args:
+        dataset: the training set, which TEST.REFERENCE "train" stands for; opened if it is None.
 
     Raises:
-        UserError: the extractor's weights can't be had, or the data set has too few images.
+        UserError: the extractor's weights can't be had, or there are too few real images.
     """
 
-    def __init__(self, cfg: CfgNode, dataset: Dataset, device: str | torch.device) -> None:
+    def __init__(self, cfg: CfgNode, dataset: Dataset | None, device: str | torch.device) -> None:
         self.cfg = cfg
+        given = dataset is not None and cfg.TEST.REFERENCE == "train"
+        reference = Reference(dataset) if given else open_reference(cfg)
         self.extractor = Extractor(cfg, device)
         self._noted: set[tuple[str, int]] = set()
-        _check_number(len(dataset), "the real images")
-        self.real, about_real = real_statistics(dataset, self.extractor, cfg)
+        images = reference.images
+        self.names = METRICS + COUNTS if images is not None else WITHOUT_IMAGES
+        if images is not None:
+            _check_number(len(images), "the real images")
+        self.real, about_real = reference.statistics(self.extractor, cfg)
         self.about = [self.extractor.describe(), about_real]
-        self._note_number(len(dataset), "real images")
+        if images is not None:
+            self._note_number(len(images), "real images")
 
     def evaluate(
         self, G: nn.Module, seed: int = 0, truncation: float | None | Literal["config"] = "config"
@@ -99,7 +105,8 @@ class Evaluator:
             truncation: instead of TEST.TRUNCATION; None: none.
 
         Returns:
-            by :func:`metric_key`, each of METRICS, and COUNTS; the same in all processes.
+            by :func:`metric_key`, each of METRICS, and COUNTS; the same in all processes. Without
+            real images, if TEST.REFERENCE has mu and sigma only, those that need none.
 
         Raises:
             UserError: G makes NaN, or there are too few samples.
@@ -128,18 +135,18 @@ class Evaluator:
 
     def _metrics(self, features: tuple[Tensor, Tensor] | None) -> dict[str, float]:
         # The main process computes, and all learn what it found, or that there were too few.
-        names = METRICS + COUNTS
-        values = torch.full((1, len(names) + 1), torch.nan, dtype=torch.float64)
+        values = torch.full((1, len(self.names) + 1), torch.nan, dtype=torch.float64)
         if features is not None:
             num = values[0, -1] = len(features[0])
             self._note_number(num, "images")
             if num >= SPLITS:
                 found = compute_metrics(*features, self.real, subset_size(self.cfg))
-                values[0, :-1] = values.new_tensor([found[name] for name in names])
+                values[0, :-1] = values.new_tensor([found[name] for name in self.names])
         *values, num = distributed.gather(values)[0].tolist()
         _check_number(int(num), "the images")
-        results = {metric_key(name, self.extractor.name): x for name, x in zip(METRICS, values)}
-        return results | {name: int(x) for name, x in zip(COUNTS, values[len(METRICS) :])}
+        found = dict(zip(self.names, values))
+        counts = {name: int(found.pop(name)) for name in COUNTS if name in found}
+        return {metric_key(name, self.extractor.name): x for name, x in found.items()} | counts
 
     def _note_number(self, num: int, what: str) -> None:
         """Say what so few images do to the metrics, once."""
@@ -158,7 +165,7 @@ def compute_metrics(
 ) -> dict[str, float]:
     """METRICS and COUNTS from features of at least 10 images (N, width), logits (N, classes).
 
-    KID, precision and recall look at no more than `limit` of the images.
+    All but IS and FID look at no more than `limit` of the images, and need features of real ones.
     """
     isc = isc_features_to_metric(logits, SPLITS, True, SETTINGS["rng_seed"])
     fid = fid_statistics_to_metric(
@@ -166,17 +173,26 @@ def compute_metrics(
         {"mu": real.mu.astype(np.float64), "sigma": real.sigma},
         False,
     )
-    some = features[subset(len(features), limit)]
-    size = min(KID_SUBSET, len(some), len(real.features))
-    kid = kid_features_to_metric(some, real.features, kid_subset_size=size, **SETTINGS)
-    prc = prc_features_to_metric(some, real.features, **SETTINGS, **_blocks(some, real.features))
-    return {
+    values = {
         "IS": isc["inception_score_mean"],
         "IS_std": isc["inception_score_std"],
         "FID": fid["frechet_inception_distance"],
+    }
+    if real.features is None:
+        return values
+    some = features[subset(len(features), limit)]
+    size = min(KID_SUBSET, len(some), len(real.features))
+    kid = kid_features_to_metric(some, real.features, kid_subset_size=size, **SETTINGS)
+    blocks = _blocks(some, real.features)
+    prc = prc_features_to_metric(some, real.features, **SETTINGS, **blocks)
+    density, coverage = density_and_coverage(some, real.features, blocks["prc_batch_size"])
+    return {
+        **values,
         "KID": kid["kernel_inception_distance_mean"],
         "precision": prc["precision"],
         "recall": prc["recall"],
+        "density": density,
+        "coverage": coverage,
         COUNTS[0]: len(some),
         COUNTS[1]: len(real.features),
     }

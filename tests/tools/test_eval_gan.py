@@ -127,6 +127,14 @@ def test_real_validation_images(call, overrides):
     assert abs(found[KEYS[2]]) < 1e-6  # FID: the same noise as the real images'
 
 
+def test_a_file_of_statistics_takes_the_place_of_the_data_set(checkpoint, call, tmp_path):
+    np.savez(tmp_path / "ttur.npz", mu=np.zeros(128), sigma=np.eye(128))
+    there = ("--reference", tmp_path / "ttur.npz", "DATA.NAME", "", "DATA.ROOT", "absent")
+    found = results(call(checkpoint, *there, "DEVICE", "cpu"))
+    assert [key for key in found if "digits (" in key] == KEYS[:3]
+    assert found["reference"] == str(tmp_path / "ttur.npz")
+
+
 def test_a_truncation_curve(checkpoint, call, tmp_path):
     picture = tmp_path / "curve.png"
     found = results(

@@ -7,7 +7,10 @@ import re
 from .kind import Kind, Result
 
 # The sign (1 if higher is better, -1 if lower is, 0 if neither) and the digits of each metric.
-_RESULTS = {"FID": (-1, 2), "IS": (1, 2), "KID": (-1, 4), "precision": (1, 3), "recall": (1, 3)}
+_RESULTS = {
+    **{"FID": (-1, 2), "IS": (1, 2), "KID": (-1, 4), "precision": (1, 3), "recall": (1, 3)},
+    **{"density": (1, 3), "coverage": (1, 3)},
+}
 # How many images precision and recall are of, as evonorm_gan.evaluation.metrics.COUNTS.
 _COUNTS = {
     "precision_recall_images": "images for precision and recall",

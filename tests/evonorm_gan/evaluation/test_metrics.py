@@ -19,6 +19,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from evonorm_gan import sampling
 from evonorm_gan.evaluation import digits_extractor, metrics
+from evonorm_gan.evaluation.density import density_and_coverage
 from evonorm_gan.evaluation.features import RealStatistics
 from evonorm_gan.evaluation.metrics import (
     COUNTS,
@@ -161,6 +162,27 @@ def test_precision_and_recall_are_shares_within_the_others_third_neighbours(smal
     assert [found[name] for name in COUNTS] == [150, 120]
 
 
+def test_density_and_coverage_are_the_definition(small_kid):
+    """Of the paper, over all pairs in float64."""
+    real, fake = draws(60, 3), 0.7 * draws(90, 3, seed=1) + 0.4
+    distances = (real[:, None] - real[None]).square().sum(2).sqrt()
+    radius = distances.sort(1).values[:, 5]  # the first one is the image itself
+    inside = (real[:, None] - fake[None]).square().sum(2).sqrt() < radius[:, None]
+    found = compute_metrics(fake, draws(90, 4), statistics_of(real), NO_LIMIT)
+    assert found["density"] == pytest.approx(inside.sum().item() / (5 * 90), abs=1e-12)
+    assert found["coverage"] == pytest.approx(inside.any(1).sum().item() / 60, abs=1e-12)
+    assert 0.1 < found["coverage"] < 0.9
+
+
+def test_density_and_coverage_of_what_is_known_by_hand():
+    """On a line, 0 to 9: the fifth neighbour is 5 away at the ends, and at least 3 everywhere."""
+    real = torch.arange(10.0)[:, None]
+    far, near = torch.full((4, 1), 100.0), torch.full((4, 1), 0.5)
+    assert density_and_coverage(far, real, 3) == (0.0, 0.0)
+    # 0.5 lies in the balls around 0 (radius 5), 1 (4), 2 (3) and 3 (3).
+    assert density_and_coverage(near, real, 3) == (pytest.approx(4 / 5), pytest.approx(0.4))
+
+
 def test_precision_and_recall_in_blocks_are_those_at_once(small_kid, monkeypatch):
     real, fake, logits = draws(230, 8), draws(250, 8, seed=1) + 0.5, draws(250, 4)
     whole = compute_metrics(fake, logits, statistics_of(real), NO_LIMIT)
@@ -221,7 +243,7 @@ def as_folder(images, folder):
 
 
 def by_torch_fidelity(fake, real, evaluator):
-    """The metrics of two folders by torch-fidelity alone."""
+    """The metrics of two folders by torch-fidelity alone, which has no density and coverage."""
     found = torch_fidelity.calculate_metrics(
         input1=str(fake),
         input2=str(real),
@@ -236,7 +258,7 @@ def by_torch_fidelity(fake, real, evaluator):
     )
     names = ("inception_score_mean", "inception_score_std", "frechet_inception_distance")
     names += ("kernel_inception_distance_mean", "precision", "recall")
-    keys = [metric_key(name, evaluator.extractor.name) for name in METRICS]
+    keys = [metric_key(name, evaluator.extractor.name) for name in METRICS[:6]]
     counts = (len(list(folder.iterdir())) for folder in (fake, real))
     return {key: found[name] for key, name in zip(keys, names)} | dict(zip(COUNTS, counts))
 
@@ -247,6 +269,8 @@ def test_torch_fidelitys_own_call_gives_the_same(digits, tiny_cfg, tmp_path):
     folders = as_folder(fake, tmp_path / "fake"), as_folder(real, tmp_path / "real")
     found = evaluator.evaluate_images(image_batches(folders[0], 32, 16))
     # What differs is the batch size, and so the order of sums in the classifier.
+    assert 0 <= found.pop(metric_key("coverage", "digits")) <= 1
+    assert found.pop(metric_key("density", "digits")) >= 0
     assert found == pytest.approx(by_torch_fidelity(*folders, evaluator), rel=1e-3, abs=1e-6)
     assert all(math.isfinite(x) for x in found.values())
 
@@ -282,6 +306,7 @@ def test_torch_fidelitys_own_call_with_inception_gives_the_same(
     folders = as_folder(fake, tmp_path / "fake"), as_folder(real, tmp_path / "real")
     found = evaluator.evaluate_images(image_batches(folders[0], 32, 6))
     assert list(found) == list(METRICS + COUNTS)
+    found = {name: x for name, x in found.items() if name not in ("density", "coverage")}
     assert found == pytest.approx(by_torch_fidelity(*folders, evaluator), rel=2e-3, abs=1e-5)
 
 
