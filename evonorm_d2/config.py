@@ -76,8 +76,11 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
         fills in.
     SOLVER.ACCUMULATE: the number of parts that the batch of a step is taken in. SOLVER.EMA_DECAY:
         if not 0, that of a moving average of the weights, which is evaluated. TEST.BEST_METRIC: if
-        not "", such as bbox/AP, model_best.pth is the checkpoint with the highest. train_net.py
-        reads these three.
+        not "", such as bbox/AP, model_best.pth is the checkpoint with the highest. TEST.PATIENCE:
+        if not 0, a run ends after so many evaluations without a better one. train_net.py reads
+        these four.
+    SOLVER.REFERENCE_IMS_PER_BATCH: if not 0, the images of a step that learning rate and schedule
+        are for; :func:`evonorm_d2.solver.scale_to_images` scales them to IMS_PER_BATCH.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
@@ -90,6 +93,7 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.TIMM = CfgNode({"NAME": "", "PRETRAINED": True, "FILE": "", "OUT_INDICES": []})
     cfg.MODEL.TIMM.NORM = ""
     cfg.SOLVER.ACCUMULATE, cfg.SOLVER.EMA_DECAY, cfg.TEST.BEST_METRIC = 1, 0.0, ""
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = cfg.TEST.PATIENCE = 0
     cfg.DATASETS.COCO, cfg.DATASETS.CLASSES = CfgNode(new_allowed=True), []
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg

@@ -13,12 +13,14 @@ from evonorm_runs.errors import UserError, user_errors
 
 from .config import add_evonorm_config, resolve
 from .data.own import use_own_data
+from .solver import scale_to_images
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, the plugin's keys, a yaml file with its _BASE_s, then the overrides.
 
     Data sets of DATASETS.COCO are registered, and fill in the number and names of their classes.
+    With SOLVER.REFERENCE_IMS_PER_BATCH, learning rate and schedule are scaled to the batch.
     MODEL.DEVICE becomes cpu if it is not set and PyTorch sees no GPU.
 
     Args:
@@ -46,6 +48,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
             "set it to False"
         )
     cfg.MODEL.DEVICE = _device(cfg.MODEL.DEVICE)
+    scale_to_images(cfg)
     use_own_data(cfg)
     with user_errors(ValueError):
         resolve(cfg)

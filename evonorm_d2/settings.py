@@ -71,6 +71,12 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
     _check_parts(cfg, processes)
     if cfg.TEST.BEST_METRIC and not cfg.DATASETS.TEST:
         raise UserError(f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC}, but DATASETS.TEST is empty")
+    check_not_negative(cfg, "TEST.PATIENCE")
+    if cfg.TEST.PATIENCE and not (cfg.TEST.BEST_METRIC and cfg.TEST.EVAL_PERIOD > 0):
+        raise UserError(
+            f"TEST.PATIENCE is {cfg.TEST.PATIENCE}, so TEST.BEST_METRIC should name a figure, and "
+            "TEST.EVAL_PERIOD be more than 0"
+        )
     for key, choices in _CHOICES.items():
         if value(cfg, key) not in choices:
             raise UserError(f"{key} is {value(cfg, key)}, but should be {' or '.join(choices)}")

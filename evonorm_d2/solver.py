@@ -1,4 +1,7 @@
-"""Weight decay of norm-acts. Detectron2 has a fixed list of norms, which lacks our classes."""
+"""Weight decay of norm-acts, and the learning rate for the images of a step.
+
+Detectron2 has a fixed list of norms for weight decay, which lacks our classes.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,36 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
 from detectron2.solver import build as stock
 from detectron2.solver.build import get_default_optimizer_params as get_stock_params
 from torch import nn
 
 from .norm import norm_acts
+
+
+def scale_to_images(cfg: CfgNode) -> CfgNode:
+    """Scale learning rate and schedule from SOLVER.REFERENCE_IMS_PER_BATCH to IMS_PER_BATCH.
+
+    By the linear rule (Goyal et al. 2017, arXiv:1706.02677), as Detectron2 does it for processes
+    with REFERENCE_WORLD_SIZE: BASE_LR grows with the images of a step; MAX_ITER, STEPS,
+    WARMUP_ITERS and the periods shrink. REFERENCE_IMS_PER_BATCH then becomes IMS_PER_BATCH, so a
+    run's config.yaml is not scaled again.
+
+    Returns:
+        cfg itself, changed in place.
+    """
+    reference, images = cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH
+    if reference > 0 and images > 0 and reference != images:
+        one = cfg.clone()  # of processes with an image each
+        one.SOLVER.REFERENCE_WORLD_SIZE = one.SOLVER.IMS_PER_BATCH = reference
+        scaled = DefaultTrainer.auto_scale_workers(one, images)
+        for key in ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+            cfg.SOLVER[key] = scaled.SOLVER[key]
+        cfg.SOLVER.CHECKPOINT_PERIOD = max(1, cfg.SOLVER.CHECKPOINT_PERIOD)
+        cfg.TEST.EVAL_PERIOD = scaled.TEST.EVAL_PERIOD
+        cfg.SOLVER.REFERENCE_IMS_PER_BATCH = images
+    return cfg
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -39,7 +39,7 @@ from evonorm_runs.folder import CONFIG, METRICS, dump_line, keep_lines, read_met
 
 from . import average, solver
 from .accumulate import in_parts
-from .best import BestCheckpoint
+from .best import BestCheckpoint, EnoughEvaluations, Patience
 from .checkpoint import Checkpointer, RandomState, kept_random_state
 from .config import add_evonorm_config
 from .data.check import check_data
@@ -65,6 +65,7 @@ MAY_DIFFER = {
     "TEST.BEST_METRIC",
     "TEST.EVAL_PERIOD",
     "TEST.EXPECTED_RESULTS",
+    "TEST.PATIENCE",
     "CUDNN_BENCHMARK",
     "VIS_PERIOD",
 }
@@ -115,6 +116,8 @@ class Trainer(DefaultTrainer):
         place = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
         func = result[place]._func if self.average is None else self._evaluate_average
         result[place] = Evaluation(result[place]._period, func, writers)
+        if self.cfg.TEST.PATIENCE:
+            result.insert(place + 1, Patience(self.cfg, func))
         if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
             result.insert(place + 1, BestCheckpoint(self.cfg, self.checkpointer))
         return [*result, StopOnSigterm()]
@@ -366,7 +369,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
             trainer.resume_or_load(resume)
         if done >= trainer.max_iter and not (folder / "model_final.pth").exists():
             trainer.checkpointer.save("model_final", iteration=done - 1)  # killed before it was
-        trainer.train()
+        with contextlib.suppress(EnoughEvaluations):
+            trainer.train()
     return trainer._last_eval_results
 
 
@@ -416,4 +420,5 @@ def _setting_up() -> Iterator[None]:
 
 def _without_user_errors(record: logging.LogRecord) -> bool:
     """Detectron2 logs each exception with its traceback; for a UserError its line is enough."""
-    return not (record.exc_info and isinstance(record.exc_info[1], (UserError, FloatingPointError)))
+    told = (UserError, FloatingPointError, EnoughEvaluations)
+    return not (record.exc_info and isinstance(record.exc_info[1], told))

@@ -58,6 +58,10 @@ ELSEWHERE = {
         "minutes",
         "tests/tools/test_train_net.py",
     ),
+    "tools/train_net.py --config-file configs/detection/one_gpu/*": (
+        "a GPU and COCO",
+        "tests/evonorm_d2/test_head_recipes.py",
+    ),
     "tools/train_net.py --config-file output/*": ("takes a run", "tests/tools/test_train_net.py"),
     "tools/train_net.py --num-gpus 8 *": ("GPUs and COCO", "tests/evonorm_d2/test_recipes.py"),
     "tools/train_net.py --config-file F *": ("usage", "tests/tools/test_train_net.py"),

@@ -1,4 +1,4 @@
-"""The recipes of other heads than Mask R-CNN's and of timm's backbones."""
+"""The recipes of other heads than Mask R-CNN's, of timm's backbones, and for one GPU."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ SITES = {
     "heads/panoptic_fpn_R_50_1x_EvoNormS0": FPN + 4 + 4 + (1 + 1 + 2 + 3),
     "heads/retinanet_R_50_FPN_1x_EvoNormS0": 53 + 6 + TOWERS,
     "heads/fcos_R_50_FPN_1x_EvoNormS0": 53 + 6 + TOWERS,
+    **{f"one_gpu/mask_rcnn_R_50_FPN_1x_EvoNormS0_{n}im": FPN + 4 + 4 for n in (1, 2, 4)},
     # timm's 50 (its final norm is not a feature's), 4 for the levels; FPN, RPN, box and mask head.
     "timm/mask_rcnn_resnetv2_50d_evos_FPN_1x": 50 + 4 + 8 + 1 + 4 + 4,
 }
 
 
 def test_all_are_there():
-    found = [p for folder in ("heads", "timm") for p in FOLDER.glob(f"{folder}/[!B]*.yaml")]
+    found = [
+        p for folder in ("heads", "one_gpu", "timm") for p in FOLDER.glob(f"{folder}/[!B]*.yaml")
+    ]
     assert {str(p.relative_to(FOLDER).with_suffix("")) for p in found} == set(SITES)
 
 
@@ -41,6 +44,27 @@ def test_has_s0_at_every_site(name):
     layers = norm_acts(model)
     assert len(layers) == SITES[name] and {layer.norm_act for layer in layers} == {"EvoNormS0"}
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_one_gpus_schedule_is_scaled_by_the_linear_rule(images):
+    """As many epochs, a learning rate in proportion to the images; else the recipe of 16 images."""
+    stock = FOLDER / "stock/mask_rcnn_R_50_FPN_1x_EvoNormS0.yaml"
+    recipe = FOLDER / f"one_gpu/{stock.stem}_{images}im.yaml"
+    one, sixteen = (load_config(str(path), ["MODEL.DEVICE", "cpu"]) for path in (recipe, stock))
+    factor = 16 // images
+    assert one.SOLVER.IMS_PER_BATCH == images
+    assert one.SOLVER.BASE_LR == pytest.approx(0.02 / factor, rel=1e-12)
+    assert one.SOLVER.MAX_ITER * images == 90_000 * 16
+    assert tuple(x * images for x in one.SOLVER.STEPS) == (60_000 * 16, 80_000 * 16)
+    assert one.SOLVER.WARMUP_ITERS * images == 1_000 * 16
+    scaled = ["SOLVER.IMS_PER_BATCH", images, "SOLVER.REFERENCE_IMS_PER_BATCH", 16]
+    by_key = load_config(str(stock), ["MODEL.DEVICE", "cpu", *map(str, scaled)])
+    assert set(differences(one, by_key)) == {"SOLVER.REFERENCE_IMS_PER_BATCH"}
+    assert set(differences(one, sixteen)) == {
+        f"SOLVER.{key}"
+        for key in "IMS_PER_BATCH BASE_LR MAX_ITER STEPS WARMUP_ITERS CHECKPOINT_PERIOD".split()
+    }
 
 
 @pytest.mark.parametrize(

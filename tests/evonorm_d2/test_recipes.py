@@ -14,7 +14,7 @@ from evonorm_d2.run_config import load_config
 from evonorm_runs.config import flat
 
 FOLDER = Path(__file__).parents[2] / "configs/detection"
-OTHERS = ("heads", "timm")  # see test_head_recipes.py
+OTHERS = ("heads", "one_gpu", "timm")  # see test_head_recipes.py
 RECIPES = sorted(
     p
     for p in FOLDER.glob("*/*.yaml")

@@ -1,4 +1,4 @@
-"""SOLVER.ACCUMULATE, SOLVER.EMA_DECAY and TEST.BEST_METRIC."""
+"""SOLVER.ACCUMULATE, EMA_DECAY and REFERENCE_IMS_PER_BATCH, TEST.BEST_METRIC and PATIENCE."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from evonorm_d2.accumulate import AMPInParts, InParts
 from evonorm_d2.checkpoint import Checkpointer
 from evonorm_d2.data import register_digits
 from evonorm_d2.run_config import load_config
+from evonorm_d2.solver import scale_to_images
 from evonorm_d2.train import Trainer, check_run
 from evonorm_runs.errors import UserError
 
@@ -129,6 +130,9 @@ def test_batch_statistics_of_parts_are_told(config, norm, backbone, told, caplog
         (("SOLVER.ACCUMULATE", 4), "SOLVER.ACCUMULATE is 4, but each process has 2 images"),
         (("SOLVER.EMA_DECAY", 1.0), "SOLVER.EMA_DECAY is 1.0, but should be in [0, 1)"),
         (("TEST.BEST_METRIC", "bbox/AP", "DATASETS.TEST", "()"), "DATASETS.TEST is empty"),
+        (("TEST.PATIENCE", -1), "TEST.PATIENCE is -1, but should not be negative"),
+        (("TEST.PATIENCE", 2, "TEST.EVAL_PERIOD", 1), "so TEST.BEST_METRIC should name a figure"),
+        (("TEST.PATIENCE", 2, "TEST.BEST_METRIC", "bbox/AP"), "TEST.EVAL_PERIOD be more than 0"),
     ],
 )
 def test_what_is_refused(config, overrides, reason):
@@ -223,3 +227,48 @@ def test_the_best_checkpoint_stays_when_a_run_goes_on(config, tmp_path, rated):
     rated([8.0])
     training.train(cfg, resume=True)
     assert best(folder) == 3
+
+
+def test_a_run_ends_when_nothing_is_better_for_long_enough(config, tmp_path, rated):
+    keys = (
+        *("TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1),
+        *("SOLVER.MAX_ITER", 7, "TEST.PATIENCE"),
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def done():
+        return torch.load(folder / "model_final.pth", weights_only=True)["iteration"] + 1
+
+    _, steps_done = rated([3.0, 5.0, float("nan"), 5.0])
+    assert training.train(config(*keys, 2)) == {"bbox": {"AP": 5.0}}
+    assert len(steps_done) == done() == 4 and best(folder) == 1
+    # As if killed after its third step.
+    (folder / "last_checkpoint").write_text("model_0000002.pth")
+    _, steps_done = rated([4.0])
+    assert training.train(config(*keys, 2), resume=True) == {"bbox": {"AP": 4.0}}
+    assert len(steps_done) == 1 and done() == 4
+    # Once more: it only takes the results again.
+    _, steps_done = rated([6.0])
+    assert training.train(config(*keys, 2), resume=True) == {"bbox": {"AP": 6.0}}
+    assert not steps_done
+    check_run(config(*keys, 3), resume=True, eval_only=False)
+    _, steps_done = rated([7.0, 6.0, 6.5])
+    assert training.train(config(*keys, 3), resume=True) == {"bbox": {"AP": 6.5}}
+    assert len(steps_done) == 3 and done() == 7 and best(folder) == 4
+
+
+def test_rate_and_schedule_are_scaled_to_the_images_once(config):
+    keys = ("SOLVER.BASE_LR", 0.04, "SOLVER.MAX_ITER", 90, "SOLVER.STEPS", "(60, 80)")
+    periods = ("TEST.EVAL_PERIOD", 30, "SOLVER.CHECKPOINT_PERIOD", 20, "SOLVER.WARMUP_ITERS", 10)
+    cfg = config(*keys, *periods, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.REFERENCE_IMS_PER_BATCH", 8)
+    for key, expected in {
+        **{"BASE_LR": 0.02, "MAX_ITER": 180, "STEPS": (120, 160), "WARMUP_ITERS": 20},
+        **{"CHECKPOINT_PERIOD": 40, "IMS_PER_BATCH": 4, "REFERENCE_IMS_PER_BATCH": 4},
+        "REFERENCE_WORLD_SIZE": 0,
+    }.items():
+        assert cfg.SOLVER[key] == expected, key
+    assert cfg.TEST.EVAL_PERIOD == 60 and cfg.is_frozen()
+    assert scale_to_images(cfg.clone()) == cfg
+    larger = config(*keys, "SOLVER.IMS_PER_BATCH", 16, "SOLVER.REFERENCE_IMS_PER_BATCH", 8)
+    assert larger.SOLVER.BASE_LR == 0.08 and larger.SOLVER.MAX_ITER == 45
