@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from fvcore.common.config import CfgNode
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +18,7 @@ from evonorm_runs.images.garments import CLASSES, load_garments
 from evonorm_runs.random_state import mix
 
 Batches = Iterator[tuple[Tensor, Tensor]]
+Prepare = Callable[[Image.Image], Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours
 
 
@@ -57,6 +59,11 @@ class DigitsSet:
         for indices in chosen:
             yield self.images[indices], self.labels[indices]
 
+    @staticmethod
+    def prepare(cfg: CfgNode) -> Prepare:
+        """What makes float32 (3, SIZE, SIZE), as of the validation set, of an RGB image."""
+        return _resized(cfg)
+
 
 class GarmentsSet:
     """The embedded photographs of garments, enlarged to SIZE; the three channels are alike."""
@@ -79,6 +86,20 @@ class GarmentsSet:
             images = F.interpolate(images, size, mode="bilinear", antialias=True)
             yield images.expand(-1, 3, -1, -1).contiguous(), self.labels[indices]
 
+    @staticmethod
+    def prepare(cfg: CfgNode) -> Prepare:
+        """As :meth:`DigitsSet.prepare`; colours become grey."""
+        from torchvision import transforms as T  # slow to import
+
+        return T.Compose([T.Grayscale(3), _resized(cfg)])
+
+
+def _resized(cfg: CfgNode) -> Prepare:
+    from torchvision import transforms as T  # slow to import
+
+    size = (cfg.INPUT.SIZE, cfg.INPUT.SIZE)
+    return T.Compose([T.ToTensor(), T.Resize(size, antialias=True), T.Normalize(0.5, 0.5)])
+
 
 class FolderSet:
     """Images ROOT/SPLIT/CLASS/IMAGE, cropped and mirrored at random for training."""
@@ -89,17 +110,16 @@ class FolderSet:
         from torchvision import transforms as T  # slow to import
         from torchvision.datasets import ImageFolder
 
-        size, padding = cfg.INPUT.SIZE, cfg.INPUT.CROP_PADDING
-        how = T.InterpolationMode(cfg.INPUT.INTERPOLATION)
-        around = size + padding if padding else round(size * 256 / 224)
-        cut = [T.Resize(around, how), T.CenterCrop(size)]
+        transform = self.prepare(cfg)
         if split == "train":
-            cut = [T.RandomResizedCrop(size, interpolation=how), T.RandomHorizontalFlip()]
+            how = T.InterpolationMode(cfg.INPUT.INTERPOLATION)
+            cut = [T.RandomResizedCrop(cfg.INPUT.SIZE, interpolation=how)]
+            cut.append(T.RandomHorizontalFlip())
             options = {"interpolation": T.InterpolationMode.BILINEAR, "fill": [128, 128, 128]}
             extra = {"autoaugment": T.AutoAugment, "randaugment": T.RandAugment}
             if cfg.INPUT.AUGMENT:
                 cut.append(extra[cfg.INPUT.AUGMENT](**options))
-        transform = T.Compose([*cut, T.ToTensor(), T.Normalize(MEAN, STD)])
+            transform = T.Compose([*cut, T.ToTensor(), T.Normalize(MEAN, STD)])
         with user_errors(OSError, prefix="DATA.ROOT: "):
             self.images = ImageFolder(str(Path(cfg.DATA.ROOT).expanduser() / split), transform)
         self.classes = self.images.classes
@@ -107,6 +127,16 @@ class FolderSet:
             "num_workers": cfg.DATA.NUM_WORKERS,
             "pin_memory": cfg.DEVICE.startswith("cuda"),
         }
+
+    @staticmethod
+    def prepare(cfg: CfgNode) -> Prepare:
+        """As :meth:`DigitsSet.prepare`: the centre, as INPUT says."""
+        from torchvision import transforms as T  # slow to import
+
+        size, padding = cfg.INPUT.SIZE, cfg.INPUT.CROP_PADDING
+        around = size + padding if padding else round(size * 256 / 224)
+        cut = [T.Resize(around, T.InterpolationMode(cfg.INPUT.INTERPOLATION)), T.CenterCrop(size)]
+        return T.Compose([*cut, T.ToTensor(), T.Normalize(MEAN, STD)])
 
     def __len__(self) -> int:
         return len(self.images)

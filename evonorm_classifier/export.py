@@ -7,15 +7,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from evonorm_runs.config import merge_saved
 from evonorm_runs.errors import UserError, user_errors
-from evonorm_runs.files import read_checkpoint
 from evonorm_runs.folder import METRICS, read_metrics
 
-from .config import get_cfg
+from . import trained
 from .data import SETS
-from .models import DETECTOR_MODELS, build_model
-from .trainer import CHECKPOINT
+from .models import DETECTOR_MODELS
 
 
 class Trained(NamedTuple):
@@ -42,20 +39,13 @@ def read_run(path: Path) -> Trained:
     Raises:
         UserError: no checkpoint, a damaged one, or one of a model that no detector has.
     """
-    file = path / CHECKPOINT if path.is_dir() else path
-    with user_errors(OSError):
-        data = read_checkpoint(file)
-    if {"epoch", "config", "data", "model"} - data.keys():
-        raise UserError(f"{file}: not a checkpoint of train_classifier.py")
-    cfg = merge_saved(get_cfg(), data["config"], str(file))
+    file, data, cfg = trained.open_run(path)
     if cfg.MODEL.NAME not in DETECTOR_MODELS:
         raise UserError(
             f"{file}: MODEL.NAME is {cfg.MODEL.NAME}, which no detector has as its backbone; "
             f"train {', '.join(DETECTOR_MODELS)}"
         )
-    model = build_model(cfg, data["data"]["classes"])
-    with user_errors(RuntimeError, ValueError, prefix=f"{file}: "):
-        model.load_state_dict(data.get("averaged", data["model"]))  # those of the accuracy
+    model = trained.load_model(file, data, cfg)  # the weights of the accuracy
     accuracy = _accuracy(file.parent, data["epoch"])
     epochs = f"{data['epoch']} of {cfg.SOLVER.EPOCHS} epochs"
     images = f"{cfg.DATA.NAME}, {data['data']['classes']} classes"

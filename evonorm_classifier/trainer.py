@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     """
     device = distributed.init(cfg.DEVICE)
     train_set, val_set = open_data(cfg)
-    run = ClassifierRun(cfg, device, len(train_set), len(train_set.classes))
+    run = ClassifierRun(cfg, device, len(train_set), train_set.classes)
     if (run.folder / CHECKPOINT).exists():
         run.load(run.folder / CHECKPOINT)
     write_start(cfg, run.step)
@@ -213,16 +214,20 @@ class ClassifierRun:
         step: the number of steps done.
         epoch: the number of epochs done.
         data: the numbers of training images and classes.
+        classes: the names of the classes.
         steps: steps per epoch.
         images: images per step, of all workers.
         workers: the indices of the workers that this process computes.
         averaged: the moving average of the model, None without SOLVER.EMA.
     """
 
-    def __init__(self, cfg: CfgNode, device: torch.device, images: int, classes: int) -> None:
+    def __init__(
+        self, cfg: CfgNode, device: torch.device, images: int, classes: Sequence[str]
+    ) -> None:
         solver = cfg.SOLVER
         self.cfg, self.device, self.folder = cfg, device, Path(cfg.OUTPUT_DIR)
-        self.step, self.data = 0, {"images": images, "classes": classes}
+        self.step, self.data = 0, {"images": images, "classes": len(classes)}
+        self.classes = list(classes)
         self.images = solver.IMS_PER_WORKER * solver.WORKERS
         self.steps = images // self.images
         if not self.steps:
@@ -239,7 +244,7 @@ class ClassifierRun:
         self.workers = range(distributed.rank() * count, (distributed.rank() + 1) * count)
         seed_all(cfg.SEED)  # the initial weights, alike on all ranks
         layout = torch.channels_last if solver.CHANNELS_LAST else torch.contiguous_format
-        self.model = build_model(cfg, classes).to(device).to(memory_format=layout).train()
+        self.model = build_model(cfg, len(classes)).to(device).to(memory_format=layout).train()
         self.averaged = moving_average(self.model, solver.EMA) if solver.EMA else None
         # torch.manual_seed takes a millisecond where CUDA is built in, but not used.
         self.seed = torch.default_generator.manual_seed
@@ -317,6 +322,7 @@ class ClassifierRun:
             "correct": self.correct,
             "config": self.cfg.dump(),
             "data": self.data,
+            "names": self.classes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evonorm_runs.config import check_device
 from evonorm_runs.errors import UserError, user_errors
-from evonorm_runs.images.files import SUFFIXES
+from evonorm_runs.images.files import images_of
 
 from .checkpoint import Checkpointer, kept_random_state
 from .loader import check_names, loading
@@ -129,7 +129,7 @@ def find_images(paths: Sequence[Path]) -> dict[str, Path]:
         UserError: a path that is not there, a folder without images, or two images of one name.
     """
     found: dict[str, Path] = {}
-    for path in itertools.chain.from_iterable(map(_images_of, paths)):
+    for path in itertools.chain.from_iterable(map(images_of, paths)):
         other = found.setdefault(path.stem, path)
         if other != path:
             raise UserError(
@@ -137,18 +137,6 @@ def find_images(paths: Sequence[Path]) -> dict[str, Path]:
                 "folders, with -o"
             )
     return found
-
-
-def _images_of(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        if not inside:
-            raise UserError(f"{path}: no image ({', '.join(SUFFIXES)}) in it")
-        yield from inside
-    elif path.is_file():
-        yield path
-    else:
-        raise UserError(f"{path}: there is no such image or folder")
 
 
 def image_ids(names: Sequence[str]) -> list[int]:

@@ -28,6 +28,22 @@ KEYS = ("arr_0", "images")
 Name = TypeVar("Name", str, Path)
 
 
+def images_of(path: Path) -> list[Path]:
+    """The images of a folder, not of those within it, by their names; or the one that path names.
+
+    Raises:
+        UserError: a path that is not there, or a folder without images.
+    """
+    if path.is_dir():
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UserError(f"{path}: no image ({', '.join(SUFFIXES)}) in it")
+        return inside
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such image or folder")
+    return [path]
+
+
 def image_batches(
     path: Path, resolution: int, batch_size: int, num_workers: int = 0
 ) -> Iterable[Tensor]:

@@ -100,7 +100,7 @@ class TestWorkers:
     def test_dropout_draws_for_each_step_and_worker(self, tiny_cfg):
         seeds = []
         cfg = tiny_cfg("SOLVER.WORKERS", 2)
-        run = ClassifierRun(cfg, torch.device("cpu"), 22, 10)
+        run = ClassifierRun(cfg, torch.device("cpu"), 22, DigitsSet.classes)
         run.seed = seeds.append
         batch = torch.zeros(4, 3, 32, 32), torch.zeros(4).long()
         for step in (1, 2):
@@ -332,7 +332,7 @@ class TestRuns:
         assert math.isclose(results["train_accuracy"], 100 * sum(seen[:20]) / 20, abs_tol=1e-4)
 
     def test_only_kernels_decay(self, tiny_cfg):
-        run = ClassifierRun(tiny_cfg(), torch.device("cpu"), 22, 10)
+        run = ClassifierRun(tiny_cfg(), torch.device("cpu"), 22, DigitsSet.classes)
         kernels = [m.weight for m in run.model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         decayed, others = run.optimizer.param_groups
         assert decayed["weight_decay"] == 1e-4 and others["weight_decay"] == 0

@@ -1,9 +1,10 @@
-"""tools/predict.py with an untrained detector, whose predictions are what its model gives."""
+"""tools/predict.py with an untrained model, whose predictions are what the model gives."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,17 @@ from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
 
+from evonorm_classifier.config import load_config as load_classifier
+from evonorm_classifier.data import DigitsSet, open_data
+from evonorm_classifier.trainer import ClassifierRun
 from evonorm_d2.checkpoint import Checkpointer
 from evonorm_d2.loader import build_test_loader
 from evonorm_d2.predict import image_ids
 from evonorm_d2.run_config import load_config
+from evonorm_runs.images.digits import make_digits
+from evonorm_runs.images.garments import load_garments
+
+CLASSIFICATION = Path(__file__).parents[2] / "configs" / "classification"
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +142,89 @@ def test_what_is_refused(own, call, images, tmp_path):
 def test_ids_are_those_of_the_names_if_all_are_numbers():
     assert image_ids(["000139", "000285"]) == [139, 285]
     assert image_ids(["1", "01"]) == image_ids(["a", "7"]) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A run of one epoch on the digits, whose checkpoint is as after its end."""
+    run = tmp_path_factory.mktemp("classifier") / "run"
+    file = str(CLASSIFICATION / "digits.yaml")
+    settings = "MODEL.WIDTH 0.5 SOLVER.EPOCHS 1 SOLVER.WARMUP_EPOCHS 0.0 DEVICE cpu"
+    cfg = load_classifier(file, [*settings.split(), "OUTPUT_DIR", str(run)])
+    trained = ClassifierRun(cfg, torch.device("cpu"), 1437, [f"digit {i}" for i in range(10)])
+    run.mkdir()
+    (run / "config.yaml").write_text(cfg.dump())
+    trained.save()
+    return run, cfg, trained.model.eval()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Three of the digits as files, and as the evaluation gets them: (3, 3, 32, 32)."""
+    folder = tmp_path_factory.mktemp("images")
+    images, labels = make_digits("val", 32)
+    for i in range(3):
+        pixels = images[i].permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder, DigitsSet(images[:3], labels[:3]).images
+
+
+class TestClassifiers:
+    def test_classes_are_those_of_the_evaluation(self, classifier, digits, call, tmp_path):
+        (run, _, model), (folder, images) = classifier, digits
+        with torch.no_grad():
+            expected = model(images).softmax(1)
+        arguments = (run, folder, "-o", tmp_path / "out", "--device", "cpu")
+        status, out, _ = call(*arguments, "--top", 3)
+        assert status == 0 and out.splitlines()[-1].endswith("classes of 3 images (results.json)")
+        rows = json.loads((tmp_path / "out/results.json").read_text())
+        for i, (row, line) in enumerate(zip(rows, out.splitlines())):
+            assert row["file_name"] == str(folder / f"{i}.png") and line.startswith(
+                row["file_name"]
+            )
+            order = expected[i].argsort(descending=True)[:3].tolist()
+            assert [c["class"] for c in row["classes"]] == [f"digit {c}" for c in order]
+            found = [c["probability"] for c in row["classes"]]
+            assert found == pytest.approx(expected[i][order].tolist(), rel=1e-4)
+            assert f": digit {order[0]} {found[0]:.4f}, digit {order[1]}" in line
+
+    def test_a_broken_image_and_files_that_are_there(self, classifier, digits, call, tmp_path):
+        (tmp_path / "b.jpg").write_bytes(b"no image")
+        images = digits[0] / "0.png", tmp_path / "b.jpg"
+        checkpoint = classifier[0] / "checkpoint.pth"
+        status, _, err = call(checkpoint, *images, "-o", tmp_path / "out")
+        assert status == 2 and f"predict.py: {tmp_path / 'b.jpg'}: cannot identify" in err
+        (row,) = json.loads((tmp_path / "out/results.json").read_text())
+        assert len(row["classes"]) == 5
+        status, _, err = call(checkpoint, *images, "-o", tmp_path / "out")
+        assert status == 2 and "results.json exists: name another folder" in err
+
+    def test_what_is_refused(self, classifier, own, digits, call, tmp_path):
+        (tmp_path / "empty").mkdir()
+        shutil.copy(classifier[0] / "config.yaml", tmp_path / "empty")
+        cases = [
+            ((classifier[0], digits[0], "--threshold", 0.5), "--threshold is for detectors"),
+            ((own[0], digits[0], "--top", 5), "--top is for classifiers"),
+            ((classifier[0], tmp_path / "none.png"), "no such image or folder"),
+            ((tmp_path / "empty", digits[0]), "checkpoint.pth"),
+            ((classifier[0], digits[0], "--device", "nothing"), "--device: Expected one of cpu"),
+            ((classifier[0], digits[0], "--top", 0), "--top is 0, but should be at least 1"),
+        ]
+        for arguments, reason in cases:
+            status, out, err = call(*arguments, "-o", tmp_path / "out")
+            assert status == 2 and not out and reason in err.splitlines()[-1], (arguments, err)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("name, tolerance", [("garments", 1e-6), ("folder", 0.0)])
+    def test_images_are_cut_as_in_the_evaluation(self, classifier, tmp_path, name, tolerance):
+        values = ("DATA.NAME", name, "DATA.ROOT", str(tmp_path), "DATA.NUM_WORKERS", "0")
+        cfg = load_classifier(str(CLASSIFICATION / "digits.yaml"), ["DEVICE", "cpu", *values])
+        images, _ = load_garments("val")
+        picture = Image.fromarray(images[0, 0].numpy()).convert("RGB")
+        for split in ("train", "val"):
+            (tmp_path / split / "a").mkdir(parents=True)
+            picture.save(tmp_path / split / "a/0.png")
+        _, val_set = open_data(cfg)
+        ((expected, _),) = val_set.batches([[0]], 0)
+        ours = val_set.prepare(cfg)(picture)
+        torch.testing.assert_close(ours, expected[0], rtol=0, atol=tolerance)
