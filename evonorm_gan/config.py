@@ -76,6 +76,14 @@ def get_cfg() -> CfgNode:
     c.SOLVER.EPS = 1e-6
     c.SOLVER.FREEZE_D = 0  # how many of D's first blocks stay as MODEL.INIT has them
     c.SOLVER.ORTHO_REG = 0.0  # strength of G's orthogonal regularisation; BigGAN's is 1e-4
+    # What D's loss has besides the hinge, each by its strength; 0: nothing.
+    c.SOLVER.R1_GAMMA = 0.0  # gamma / 2 of the squared gradients at real images
+    c.SOLVER.R1_PERIOD = 1  # updates of D from one R1 to the next, which is as many times as strong
+    c.SOLVER.LECAM = 0.0
+    c.SOLVER.CR_REAL = (
+        0.0  # consistency under shifts and, with DATA.FLIP, mirroring: CR-GAN's is 10
+    )
+    c.SOLVER.CR_FAKE = 0.0  # of generated images too: bCR-GAN
     c.SOLVER.EMA_DECAY = 0.9999
     c.SOLVER.EMA_START = 20_000
     c.SOLVER.AMP = ""  # "", "bf16" or "fp16"
@@ -152,7 +160,7 @@ def _check(cfg: CfgNode) -> None:
     with user_errors(ValueError, prefix="MODEL.NORM: "):
         check_norm_act(cfg.MODEL.NORM)
     counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "KEEP")
-    positive = [f"SOLVER.{key}" for key in (*counts, "LR_G", "LR_D")]
+    positive = [f"SOLVER.{key}" for key in (*counts, "R1_PERIOD", "LR_G", "LR_D")]
     positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH")]
     optional = ("MODEL.NUM_GROUPS", "MODEL.EPS", "TEST.TRUNCATION", "TEST.SUBSET")
     for key in optional:
@@ -165,6 +173,15 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(f"{key} is {value(cfg, key):,}, but should be at most {most:,}")
     zero = ("SEED", "SOLVER.EMA_START", "SOLVER.ORTHO_REG", "SOLVER.EPS", "DATA.NUM_WORKERS")
     check_not_negative(cfg, *zero, "SOLVER.FREEZE_D", "TEST.STANDING_BATCHES")
+    check_not_negative(
+        cfg, *(f"SOLVER.{key}" for key in ("R1_GAMMA", "LECAM", "CR_REAL", "CR_FAKE"))
+    )
+    if cfg.SOLVER.R1_GAMMA and (cfg.SOLVER.AMP == "fp16" or cfg.SOLVER.COMPILE):
+        wrong = "COMPILE True" if cfg.SOLVER.COMPILE else "AMP fp16"
+        raise UserError(
+            f"SOLVER.R1_GAMMA takes gradients of gradients, which SOLVER.{wrong} can't: set "
+            "SOLVER.AMP bf16 or '', and SOLVER.COMPILE False"
+        )
     if cfg.TEST.NUM_SAMPLES < 10:
         raise UserError(f"TEST.NUM_SAMPLES is {cfg.TEST.NUM_SAMPLES}, but IS takes 10 splits of it")
     few = cfg.TEST.SUBSET

@@ -36,6 +36,7 @@ from .models import (
     make_spectral_norm_exact,
     singular_values,
 )
+from .regularise import Regularisers
 from .sampling import class_grid, latents, standing_statistics, write_png
 
 AMP = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,17 +134,21 @@ def discriminator_step(run: GanRun, step: int, i: int, images: Tensor, labels: T
         labels_part = labels_part.to(run.device)
         with torch.no_grad(), run.autocast():
             fake = G(z, y).float()
-        # One pass over both, so one power iteration of the spectral norm.
+        # One pass over all, so one power iteration of the spectral norm.
         both = run.augment(torch.cat([real, fake]), (step, i, part))
+        seen, classes = run.regularisers.inputs(both, torch.cat([labels_part, y]), (step, i, part))
         with D.gradients(synchronise=part == solver.ACCUMULATE):
-            with run.autocast():
-                scores = D.wrapped(both, torch.cat([labels_part, y])).float()
-            score_real, score_fake = scores.chunk(2)
+            with run.autocast(), run.regularisers.forward_pass(step, i):
+                scores = D.wrapped(seen, classes).float()
+            score_real, score_fake = scores[: len(both)].chunk(2)
             loss = discriminator_hinge(score_real, score_fake)
-            D.backward(loss / solver.ACCUMULATE)
-        losses.append(torch.stack([loss, score_real.mean(), score_fake.mean()]).detach())
-    loss, score_real, score_fake = run.update(D, step, torch.stack(losses).mean(0))
-    run.add(loss_d=loss, d_real=score_real, d_fake=score_fake)
+            more = run.regularisers.penalties(seen, scores, step, i)
+            D.backward(sum(more.values(), loss) / solver.ACCUMULATE)
+        values = [loss, score_real.mean(), score_fake.mean(), *more.values()]
+        losses.append(torch.stack(values).detach())
+    means = run.update(D, step, torch.stack(losses).mean(0))
+    run.regularisers.update(*means[1:3])
+    run.add(**dict(zip(("loss_d", "d_real", "d_fake", *more), means)))
 
 
 def generator_step(run: GanRun, step: int) -> None:
@@ -279,6 +284,7 @@ class GanRun:
             D.compile()
         self.G = Player(G, cfg.SOLVER.LR_G, cfg, device)
         self.D = Player(D, cfg.SOLVER.LR_D, cfg, device)
+        self.regularisers = Regularisers(cfg, device)
 
     def __str__(self) -> str:
         counts = (
@@ -378,6 +384,7 @@ class GanRun:
             "optimizer_g": self.G.optimizer.state_dict(),
             "optimizer_d": self.D.optimizer.state_dict(),
             "scaler": {"g": self.G.scaler.state_dict(), "d": self.D.scaler.state_dict()},
+            "lecam": self.regularisers.averages,
             "random": get_random_state(),
             "data": {
                 "seed": self.cfg.SEED,
@@ -431,6 +438,7 @@ class GanRun:
         self.D.load(data["discriminator"], data["optimizer_d"], data["scaler"]["d"])
         self.ema.module.load_state_dict(data["ema"])
         self.ema.n_averaged.fill_(1)
+        self.regularisers.load(data.get("lecam"))
         if distributed.world_size() == 1:
             set_random_state(data["random"])
         self.step = data["step"]

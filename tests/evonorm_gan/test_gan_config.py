@@ -66,6 +66,8 @@ def test_the_papers_setting():
         (("SOLVER.BATCH_SIZE", 0), "SOLVER.BATCH_SIZE is 0, but should be more than 0"),
         (("SOLVER.EMA_DECAY", 1.0), "should be in [0, 1)"),
         (("SEED", -1), "SEED is -1, but should not be negative"),
+        (("SOLVER.R1_GAMMA", 1.0, "SOLVER.AMP", "fp16"), "R1_GAMMA takes gradients of gradients"),
+        (("SOLVER.LECAM", -1.0), "SOLVER.LECAM is -1.0, but should not be negative"),
         (("SOLVER.AMP", "fp8"), "known are '', 'bf16', 'fp16'"),
     ],
 )

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from evonorm_gan.losses import discriminator_hinge, generator_hinge, orthogonal_penalty
+from evonorm_gan.losses import (
+    discriminator_hinge,
+    generator_hinge,
+    lecam,
+    orthogonal_penalty,
+    r1_penalty,
+)
 from evonorm_gan.models import Generator
 
 
@@ -17,6 +23,33 @@ def test_hinge():
     expected += sum(max(0, 1 + f) for f in fake.tolist()) / 9
     assert discriminator_hinge(real, fake).item() == pytest.approx(expected, abs=1e-12)
     assert generator_hinge(fake).item() == pytest.approx(-sum(fake.tolist()) / 9, abs=1e-12)
+
+
+def test_r1_and_its_gradient_are_the_closed_form():
+    """For D(x) = x^T A x / 2 + b^T x, whose gradient is A x + b for a symmetric A."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    half = draw(12, 12) / 4
+    A, b = (half + half.T).requires_grad_(), draw(12).requires_grad_()
+    images = draw(5, 3, 2, 2).requires_grad_()
+    x = images.flatten(1)
+    scores = ((x @ A) * x).sum(1) / 2 + x @ b
+    found = r1_penalty(scores[:3], images)  # the first three are real
+    v = x[:3].detach() @ A + b
+    expected = v.square().sum(1).mean() / 2
+    torch.testing.assert_close(found, expected)
+    by_hand = torch.autograd.grad(expected, b)[0]
+    torch.testing.assert_close(torch.autograd.grad(found, b)[0], by_hand)
+    torch.testing.assert_close(by_hand, v.mean(0).detach())
+
+
+def test_lecam_is_the_formula():
+    real, fake = torch.randn(2, 9, generator=torch.Generator().manual_seed(1)).double() * 2
+    above = [max(0.0, x + 0.25) ** 2 for x in real.tolist()]
+    below = [max(0.0, 0.75 - x) ** 2 for x in fake.tolist()]
+    assert 0 < above.count(0.0) < 9 and 0 < below.count(0.0) < 9
+    expected = sum(above) / 9 + sum(below) / 9
+    assert lecam(real, fake, 0.75, -0.25).item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_orthogonal_penalty_is_biggans():

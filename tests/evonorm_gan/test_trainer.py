@@ -61,6 +61,10 @@ class TestResuming:
             ("MODEL.NORM", "BN-ReLU", "SOLVER.D_STEPS", 2, "SOLVER.ACCUMULATE", 2),
             ("SOLVER.AMP", "bf16", "SOLVER.CHANNELS_LAST", True),
             ("SOLVER.AMP", "fp16", "SOLVER.DIFF_AUGMENT", "color,translation,cutout"),
+            (
+                *("SOLVER.R1_GAMMA", 1.0, "SOLVER.R1_PERIOD", 2, "SOLVER.LECAM", 0.3),
+                *("SOLVER.CR_REAL", 10.0, "SOLVER.CR_FAKE", 5.0, "DATA.FLIP", True),
+            ),
         ],
     )
     def test_a_resumed_run_equals_an_uninterrupted_one(self, tiny_cfg, tmp_path, overrides, equal):
@@ -156,6 +160,7 @@ class TestResuming:
             "data is empty": {"data": {}},
             "sums are text": {"sums": {"loss_d": "much"}},
             "sums are a list": {"sums": [1]},
+            "lecam is one number": {"lecam": [0.5]},
         }
         run = GanRun(cfg, torch.device("cpu"), good["classes"], 22)
         for case, changed in tampered.items():
