@@ -162,6 +162,7 @@ setup(
         # Beside "detection" and "gan": the paper's tables, and the report over runs.
         "repro": ["Jinja2", "Pillow", "PyYAML", "latex2mathml", "plotly", "tabulate"],
         "timm": ["timm"],  # for MODEL.TIMM of detectors, SOLVER.OPTIMIZER rmsprop of classifiers
+        "wandb": ["wandb"],  # for WANDB_PROJECT of the three trainers
         "ray": ["ray"],  # for --ray of tools/reproduce.py and search_layers.py
         "dev": [
             "mkdocstrings-python ; python_version >= '3.11'",

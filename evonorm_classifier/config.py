@@ -30,6 +30,7 @@ def get_cfg() -> CfgNode:
     c.SEED = 0  # of every random draw of the run
     c.DEVICE = ""  # cuda if PyTorch sees a GPU, else cpu
     c.OUTPUT_DIR = "output/classification"
+    c.WANDB_PROJECT = ""  # if not empty, the run is logged to this project of Weights & Biases too
 
     c.MODEL = CfgNode()
     c.MODEL.NAME = "preact_resnet50"  # one of MODELS

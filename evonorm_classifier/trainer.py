@@ -77,7 +77,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     say(str(run))
     if isinstance(train_set, FolderSet) and run.step < cfg.SOLVER.EPOCHS * run.steps:
         say_decoding_rate(cfg, train_set)
-    log = Log(run.folder, run.step)
+    log = Log(run.folder, run.step, cfg)
     batches = train_batches(run, train_set)
     total = cfg.SOLVER.EPOCHS * run.steps
     answers = None

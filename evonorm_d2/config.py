@@ -81,6 +81,7 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
         these four.
     SOLVER.REFERENCE_IMS_PER_BATCH: if not 0, the images of a step that learning rate and schedule
         are for; :func:`evonorm_d2.solver.scale_to_images` scales them to IMS_PER_BATCH.
+    WANDB_PROJECT: if not "", train_net.py logs the run to this project of Weights & Biases too.
     INPUT.LSJ: large-scale jitter: resize by MIN_SCALE to MAX_SCALE, crop or pad to SIZE (pixels).
     """
     if "EVONORM" in cfg.MODEL:
@@ -94,6 +95,7 @@ def add_evonorm_config(cfg: CfgNode) -> CfgNode:
     cfg.MODEL.TIMM.NORM = ""
     cfg.SOLVER.ACCUMULATE, cfg.SOLVER.EMA_DECAY, cfg.TEST.BEST_METRIC = 1, 0.0, ""
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = cfg.TEST.PATIENCE = 0
+    cfg.WANDB_PROJECT = ""
     cfg.DATASETS.COCO, cfg.DATASETS.CLASSES = CfgNode(new_allowed=True), []
     cfg.INPUT.LSJ = CfgNode({"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "SIZE": 1024})
     return cfg

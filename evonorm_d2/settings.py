@@ -10,6 +10,7 @@ from PIL import Image
 
 from evonorm_runs.config import check_fraction, check_more_than_zero, check_not_negative, value
 from evonorm_runs.errors import UserError, one_line, user_errors
+from evonorm_runs.wandb_run import check_wandb
 
 _CHOICES = {
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -68,6 +69,7 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
             "AMP needs a GPU: set SOLVER.AMP.ENABLED False"
         )
     check_fraction(cfg, "SOLVER.EMA_DECAY")
+    check_wandb(cfg)
     _check_parts(cfg, processes)
     if cfg.TEST.BEST_METRIC and not cfg.DATASETS.TEST:
         raise UserError(f"TEST.BEST_METRIC is {cfg.TEST.BEST_METRIC}, but DATASETS.TEST is empty")

@@ -45,6 +45,7 @@ from .config import add_evonorm_config
 from .data.check import check_data
 from .loader import TrainLoader, build_test_loader, check_names
 from .settings import check_settings
+from .wandb_writer import WandbWriter
 
 # The evaluators of Detectron2 for each of its types of data sets.
 EVALUATORS = {
@@ -121,6 +122,10 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
             result.insert(place + 1, BestCheckpoint(self.cfg, self.checkpointer))
         return [*result, StopOnSigterm()]
+
+    def build_writers(self) -> list[EventWriter]:
+        wandb = [WandbWriter(self.cfg)] if self.cfg.WANDB_PROJECT else []
+        return [*super().build_writers(), *wandb]
 
     def _evaluate_average(self) -> dict[str, Any]:
         self._last_eval_results = self.test(self.cfg, self.average.module)

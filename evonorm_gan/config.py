@@ -39,6 +39,7 @@ def get_cfg() -> CfgNode:
     c.SEED = 0  # of every random draw of the run
     c.DEVICE = ""  # cuda if PyTorch sees a GPU, else cpu
     c.OUTPUT_DIR = "output/gan"
+    c.WANDB_PROJECT = ""  # if not empty, the run is logged to this project of Weights & Biases too
 
     c.MODEL = CfgNode()
     c.MODEL.RESOLUTION = 128  # 32, 64, 128, 256 or 512

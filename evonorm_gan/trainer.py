@@ -78,7 +78,7 @@ def train(cfg: CfgNode, resume: bool | Path = False) -> dict[str, float]:
         say(run.start_from_weights())
     say(describe(dataset))
     say(str(run))
-    log = Log(run.folder, run.step)
+    log = Log(run.folder, run.step, cfg)
     evaluation = Evaluation(cfg, dataset, device, log)
     write_start(cfg, run.step)
     if last and evaluation.due(run.step):  # killed before its end

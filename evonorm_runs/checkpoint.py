@@ -34,13 +34,14 @@ def check_same_run(old: CfgNode, new: CfgNode, path: Path, may_differ: Collectio
     Args:
         old: the settings in the checkpoint.
         new: the settings of the run that is to continue from it.
-        may_differ: the keys that may differ, in addition to DEVICE and OUTPUT_DIR.
+        may_differ: the keys that may differ, in addition to DEVICE, OUTPUT_DIR and WANDB_PROJECT.
     """
     was, now = flat(old), flat(new)
+    free = {*may_differ, "DEVICE", "OUTPUT_DIR", "WANDB_PROJECT"}
     differing = [
         f"{key} {now[key]!r} (was {was.get(key)!r})"
         for key in sorted(now)
-        if now[key] != was.get(key) and key not in (*may_differ, "DEVICE", "OUTPUT_DIR")
+        if now[key] != was.get(key) and key not in free
     ]
     if differing:
         raise UserError(

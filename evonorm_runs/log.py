@@ -1,4 +1,4 @@
-"""What a run writes down: JSON lines, TensorBoard, a progress bar."""
+"""What a run writes down: JSON lines, TensorBoard, Weights & Biases, a progress bar."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from . import distributed
 from .errors import disk_errors
 from .folder import METRICS, Line, dump_line, keep_lines
+from .wandb_run import start_wandb
 
 
 def say(line: str) -> None:
@@ -40,11 +42,14 @@ class Log:
     A process that was killed may have left lines of later steps. They are removed, since these
     steps are done again.
 
+    Args:
+        cfg: the run's config, whose WANDB_PROJECT is read; None for no Weights & Biases.
+
     Attributes:
         lines: all lines as dictionaries, in every process.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, cfg: CfgNode | None = None) -> None:
         self.path = folder / METRICS
         self.lines, dropped = keep_lines(folder, lambda line: _done(line, step))
         if not distributed.is_main():
@@ -54,9 +59,10 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.board = SummaryWriter(str(folder), purge_step=step + 1)
+        self.wandb = start_wandb(cfg, folder) if cfg is not None else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Add a line, and its values to TensorBoard."""
+        """Add a line, and its values to TensorBoard and Weights & Biases."""
         line = {"step": step, **values}
         self.lines.append(line)
         if not distributed.is_main():
@@ -67,6 +73,8 @@ class Log:
             for key, value in values.items():
                 self.board.add_scalar(key, value, step)
             self.board.flush()
+        if self.wandb:
+            self.wandb.log(values, step=step)
 
     def with_key(self, key: str) -> list[dict[str, Any]]:
         """The lines that have a number under this key."""
@@ -75,3 +83,5 @@ class Log:
     def close(self) -> None:
         if distributed.is_main():
             self.board.close()
+            if self.wandb:
+                self.wandb.finish()

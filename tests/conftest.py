@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -108,3 +111,26 @@ def job(tool, tmp_path):
         return Job(tmp_path / name, tool, "none.yaml", tuple(pairs))
 
     return make
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch):
+    """A module `wandb` in place of the package; returns what is asked of it, in order."""
+    calls = []
+
+    class Run:
+        def log(self, values, step):
+            calls.append(("log", step, dict(values)))
+
+        def finish(self):
+            calls.append(("finish",))
+
+    def init(**arguments):
+        calls.append(("init", arguments))
+        return Run()
+
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.init, module.Error = init, type("Error", (Exception,), {})
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return calls

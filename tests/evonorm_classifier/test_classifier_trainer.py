@@ -238,8 +238,8 @@ class TestRuns:
         assert equal(a, b)
         assert lines(whole) == lines(killed)
 
-    def test_what_is_written(self, tiny_cfg, noise, tmp_path):
-        cfg = tiny_cfg()
+    def test_what_is_written(self, tiny_cfg, noise, tmp_path, fake_wandb):
+        cfg = tiny_cfg("WANDB_PROJECT", "mine")
         results = train(cfg)
         log = lines(tmp_path / "run")
         # Epochs of five steps, a line every two and at an epoch's end.
@@ -250,6 +250,9 @@ class TestRuns:
         assert log[0]["lr"] == learning_rate(cfg, 1, 5)
         written = load_config(str(tmp_path / "run" / "config.yaml"))
         assert written == cfg
+        logged = [{"step": step, **values} for _, step, values in fake_wandb[1:-1]]
+        plain = [json.loads(x) for x in (tmp_path / "run/metrics.json").read_text().splitlines()]
+        assert logged == plain
 
     def test_results_are_those_of_a_plain_loop_over_the_checkpoint(self, tiny_cfg, noise, tmp_path):
         cfg = tiny_cfg("SOLVER.BASE_LR", 1.0)

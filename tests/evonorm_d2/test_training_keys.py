@@ -258,6 +258,19 @@ def test_a_run_ends_when_nothing_is_better_for_long_enough(config, tmp_path, rat
     assert len(steps_done) == 3 and done() == 7 and best(folder) == 4
 
 
+def test_weights_and_biases_gets_what_tensorboard_gets(config, tmp_path, rated, fake_wandb):
+    (tmp_path / "run").mkdir()
+    rated([1.0, 2.0])
+    keys = ("WANDB_PROJECT", "mine", "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1)
+    training.train(config(*keys, "TEST.BEST_METRIC", "bbox/AP"))
+    (kind, init), *lines, last = fake_wandb
+    assert (kind, init["project"], init["name"], last[0]) == ("init", "mine", "run", "finish")
+    assert init["config"]["SOLVER.MAX_ITER"] == 2
+    assert [step for _, step, _ in lines] == sorted(step for _, step, _ in lines)
+    found = {key: (step, value) for _, step, values in lines for key, value in values.items()}
+    assert found["bbox/AP"] == (1, 2.0) and {"total_loss", "lr"} <= found.keys()
+
+
 def test_rate_and_schedule_are_scaled_to_the_images_once(config):
     keys = ("SOLVER.BASE_LR", 0.04, "SOLVER.MAX_ITER", 90, "SOLVER.STEPS", "(60, 80)")
     periods = ("TEST.EVAL_PERIOD", 30, "SOLVER.CHECKPOINT_PERIOD", 20, "SOLVER.WARMUP_ITERS", 10)

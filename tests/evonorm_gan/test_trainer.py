@@ -420,21 +420,24 @@ class TestFiles:
         assert not (tmp_path / "run/config.yaml").exists()
         assert train(tiny_cfg("SOLVER.MAX_ITER", 1)) == {}
 
-    def test_what_a_run_leaves(self, tiny_cfg, tmp_path, capsys):
+    def test_what_a_run_leaves(self, tiny_cfg, tmp_path, capsys, fake_wandb):
         cfg = tiny_cfg(
-            "MODEL.NORM", "EvoNormB0", "SOLVER.SAMPLE_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 0
+            *("MODEL.NORM", "EvoNormB0", "SOLVER.SAMPLE_PERIOD", 2, "SOLVER.CHECKPOINT_PERIOD", 0),
+            *("WANDB_PROJECT", "mine"),
         )
         assert train(cfg) == {}
         folder = tmp_path / "run"
         names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
         assert {n for n in names if not n.startswith("events")} == {
             *("config.yaml", "starts.json", "metrics.json", "last_checkpoint"),
-            "model_0000004.pth",
+            *("model_0000004.pth", "wandb_id"),
             *("samples/0000002.png", "samples/0000004.png"),
         }
         assert any(n.startswith("events.out.tfevents") for n in names)
         log = lines(folder)
         assert [line["step"] for line in log] == [1, 2, 3, 4]
+        plain = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+        assert [{"step": step, **values} for _, step, values in fake_wandb[1:-1]] == plain
         keys = {"loss_d", "loss_g", "d_real", "d_fake", "singular_value/G.first"}
         assert keys | {"singular_value/D.last"} <= log[0].keys()
         assert not any("blocks" in key for key in log[0])
