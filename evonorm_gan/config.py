@@ -24,6 +24,7 @@ MOST = {
     "MODEL.DIM_Z": 2**14,
     "MODEL.G_CH": 1024,
     "MODEL.D_CH": 1024,
+    "MODEL.BLOCKS": 16,
     "SOLVER.BATCH_SIZE": 2**20,
     "SOLVER.D_STEPS": 1000,
     "DATA.NUM_WORKERS": 256,
@@ -42,11 +43,15 @@ def get_cfg() -> CfgNode:
     c.WANDB_PROJECT = ""  # if not empty, the run is logged to this project of Weights & Biases too
 
     c.MODEL = CfgNode()
-    c.MODEL.RESOLUTION = 128  # 32, 64, 128, 256 or 512
+    c.MODEL.RESOLUTION = 128  # 32, 64, 96, 128, 256 or 512
     c.MODEL.NUM_CLASSES = 1000
     c.MODEL.DIM_Z = 128
     c.MODEL.G_CH = 128
     c.MODEL.D_CH = 128
+    # The size of the maps that both networks have self-attention at; 0: none. By default 64, in the
+    # networks with a stage that ends there.
+    c.MODEL.ATTENTION = None
+    c.MODEL.BLOCKS = 2  # of each stage of both networks
     # The size of D's last maps at 32x32: 8 as in BigGAN-PyTorch and PyTorch-StudioGAN, or 4. By
     # default 8 for a new run, and what it has been for one that goes on.
     c.MODEL.D_32_ENDS_AT = None
@@ -62,6 +67,7 @@ def get_cfg() -> CfgNode:
     # "digits"; the name of a torchvision data set; or "" for the folder, .h5 or .zip at ROOT.
     c.DATA.NAME = ""
     c.DATA.ROOT = "datasets/imagenet/train"
+    c.DATA.DOWNLOAD = False  # a set of torchvision's to ROOT, if it is not there
     c.DATA.FLIP = True
     c.DATA.SKIP_CORRUPT = False
     c.DATA.NUM_WORKERS = 4
@@ -147,7 +153,7 @@ def norm_options(cfg: CfgNode) -> dict[str, Any]:
 
 def _check(cfg: CfgNode) -> None:
     choices = {
-        "MODEL.RESOLUTION": (32, 64, 128, 256, 512),
+        "MODEL.RESOLUTION": (32, 64, 96, 128, 256, 512),
         "SOLVER.AMP": ("", "bf16", "fp16"),
         "TEST.EXTRACTOR": ("inception-v3-compat", "digits"),
         "TEST.TRUNCATE_BY": ("resample", "scale"),
@@ -158,11 +164,13 @@ def _check(cfg: CfgNode) -> None:
             raise UserError(
                 f"{key} is {value(cfg, key)!r}; known are {', '.join(map(repr, known))}"
             )
+    if cfg.MODEL.ATTENTION is not None and not isinstance(cfg.MODEL.ATTENTION, int):
+        raise UserError(f"MODEL.ATTENTION is {cfg.MODEL.ATTENTION!r}, but should be a whole number")
     with user_errors(ValueError, prefix="MODEL.NORM: "):
         check_norm_act(cfg.MODEL.NORM)
     counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "KEEP")
     positive = [f"SOLVER.{key}" for key in (*counts, "R1_PERIOD", "LR_G", "LR_D")]
-    positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH")]
+    positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH", "BLOCKS")]
     optional = ("MODEL.NUM_GROUPS", "MODEL.EPS", "TEST.TRUNCATION", "TEST.SUBSET")
     for key in optional:
         if not isinstance(value(cfg, key), (int, float, type(None))):

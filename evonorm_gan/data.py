@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from evonorm_runs import distributed
 from evonorm_runs.errors import UserError, printable
 from evonorm_runs.images.digits import make_digits
 from evonorm_runs.images.sets import (
@@ -51,7 +52,14 @@ def _open(cfg: CfgNode, split: str) -> ImageSet:
     if name == "digits":
         return MemorySet(*make_digits(split, resolution), [str(digit) for digit in range(10)])
     if name:
-        return open_torchvision(name, root, split, resolution, cfg.DATA.SKIP_CORRUPT)
+        arguments = (name, root, split, resolution, cfg.DATA.SKIP_CORRUPT)
+        if not cfg.DATA.DOWNLOAD:
+            return open_torchvision(*arguments)
+        for turn in range(distributed.world_size()):
+            if turn == distributed.rank():  # the first one on each disk downloads it
+                found = open_torchvision(*arguments, download=True)
+            distributed.barrier()
+        return found
     if split == "val":
         raise UserError(f"{root} has no validation split; only sets opened by DATA.NAME have one")
     return open_images(root, resolution, cfg.DATA.SKIP_CORRUPT)

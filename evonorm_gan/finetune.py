@@ -17,7 +17,8 @@ from .models import Discriminator, Generator, make_spectral_norm_exact
 from .models.port import make_trainable
 
 # What a network's weights or images depend on.
-OF_G = tuple(f"MODEL.{key}" for key in ("RESOLUTION", "DIM_Z", "G_CH", "NORM", "NUM_GROUPS", "EPS"))
+KEYS = ("RESOLUTION", "DIM_Z", "G_CH", "NORM", "NUM_GROUPS", "EPS", "ATTENTION", "BLOCKS")
+OF_G = tuple(f"MODEL.{key}" for key in KEYS)
 OF_D = ("MODEL.D_CH", "MODEL.D_32_ENDS_AT")
 
 

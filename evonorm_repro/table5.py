@@ -23,6 +23,7 @@ from .paper import TABLE_5
 # Runs in one table must agree in these: the metrics depend on them.
 SAME = (
     *("DATA.NAME", "MODEL.RESOLUTION", "MODEL.NUM_CLASSES", "MODEL.G_CH", "MODEL.D_CH"),
+    *("MODEL.ATTENTION", "MODEL.BLOCKS", "TEST.REFERENCE"),
     *("SOLVER.BATCH_SIZE", "SOLVER.MAX_ITER", "TEST.EXTRACTOR", "TEST.NUM_SAMPLES"),
     *("TEST.TRUNCATION", "TEST.TRUNCATE_BY"),
 )

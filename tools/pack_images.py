@@ -34,7 +34,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="with a folder per class")
     parser.add_argument("output", type=Path, help="OUT.h5 or OUT.zip; must not exist")
     parser.add_argument(
-        "--resolution", type=int, required=True, choices=(32, 64, 128, 256, 512), help="in pixels"
+        "--resolution",
+        type=int,
+        required=True,
+        choices=(32, 64, 96, 128, 256, 512),
+        help="in pixels",
     )
     parser.add_argument(
         "--skip-corrupt", action="store_true", help="another of its class takes an image's place"

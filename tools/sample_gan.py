@@ -33,7 +33,7 @@ from evonorm_runs.command_line import run_tool
 from evonorm_runs.config import check_device
 from evonorm_runs.distributed import process_flags
 from evonorm_runs.errors import UserError, printable, user_errors
-from evonorm_runs.files import sha256
+from evonorm_runs.files import PARTIAL, sha256
 
 MOST = 10_000  # rows or columns of a picture, or batches: more would fill the memory
 
@@ -53,6 +53,27 @@ def grid(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Te
         batch_size=args.batch_size,
     )
     return picture, f"rows are the classes {', '.join(classes[i] for i in chosen)}; columns share z"
+
+
+def sheets(G: nn.Module, classes: list[str], args: argparse.Namespace) -> str:
+    """A folder of grids, which together have a row of each class; z is the same in all."""
+    take_statistics(G, args, args.truncation)
+    made = args.output.with_name(f"{args.output.name}{PARTIAL}")
+    made.mkdir(parents=True, exist_ok=True)
+    width = len(str(len(classes) - 1))
+    lines = []
+    for start in range(0, len(classes), args.rows):
+        chosen = range(start, min(start + args.rows, len(classes)))
+        picture = class_grid(
+            *(G, chosen, args.per_class, args.seed, args.truncation, args.truncate_by),
+            batch_size=args.batch_size,
+        )
+        name = f"{chosen[0]:0{width}d}-{chosen[-1]:0{width}d}.png"
+        write_png(made / name, picture)
+        lines.append(f"{name}: {'; '.join(classes[i] for i in chosen)}\n")
+    (made / "classes.txt").write_text("".join(lines), encoding="utf-8")
+    made.rename(args.output)
+    return f"{len(lines)} sheets of all {len(classes)} classes, whose rows classes.txt names"
 
 
 def interpolation(G: nn.Module, classes: list[str], args: argparse.Namespace) -> tuple[Tensor, str]:
@@ -199,6 +220,10 @@ def parse_arguments() -> argparse.Namespace:
     c.add_argument("--classes", nargs="+", help="names or indices (default: the first 10)")
     c.add_argument("--per-class", type=whole(1), default=8, help="default: 8")
 
+    c = command("sheets", "grids of all classes, as a folder of PNGs", None)
+    c.add_argument("--per-class", type=whole(1), default=8, help="default: 8")
+    c.add_argument("--rows", type=whole(1), default=25, help="of a sheet (default: 25)")
+
     c = command("interpolate", "straight lines between two z or two classes", interpolation)
     c.add_argument("--along", choices=("z", "y", "both"), default="z", help="default: z")
     c.add_argument("--classes", nargs="+", required=True, help="one class for z, else two")
@@ -251,10 +276,10 @@ def run(args: argparse.Namespace) -> str:
         if args.draw:
             picture, about = args.draw(G, classes, args)
             write_png(args.output, picture)
-        elif args.command == "images":
-            about = images(G, classes, args)
-        else:
+        elif args.command == "export":
             about = export(G, args)
+        else:
+            about = {"images": images, "sheets": sheets}[args.command](G, classes, args)
     return f"{args.output}: {about} (step {step})"
 
 

@@ -29,7 +29,11 @@ def build_generator(cfg: CfgNode) -> Generator:
         UserError: as :class:`Generator`.
     """
     m = cfg.MODEL
-    generator = Generator(m.RESOLUTION, m.G_CH, m.NUM_CLASSES, m.NORM, norm_options(cfg), m.DIM_Z)
+    generator = Generator(
+        *(m.RESOLUTION, m.G_CH, m.NUM_CLASSES, m.NORM, norm_options(cfg), m.DIM_Z),
+        attention=m.ATTENTION,
+        depth=m.BLOCKS,
+    )
     return recompute(generator) if m.RECOMPUTE else generator
 
 
@@ -41,4 +45,4 @@ def build_discriminator(cfg: CfgNode) -> Discriminator:
     """
     m = cfg.MODEL
     ends_at = m.D_32_ENDS_AT if m.RESOLUTION == 32 else None
-    return Discriminator(m.RESOLUTION, m.D_CH, m.NUM_CLASSES, ends_at)
+    return Discriminator(m.RESOLUTION, m.D_CH, m.NUM_CLASSES, ends_at, m.ATTENTION, m.BLOCKS)

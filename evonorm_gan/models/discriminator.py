@@ -45,21 +45,29 @@ class Discriminator(nn.Module):
     """(images, y) -> logits, with a projection on the class embedding (Miyato and Koyama 2018).
 
     Args:
-        resolution: 32, 64, 128, 256 or 512.
+        resolution: 32, 64, 96, 128, 256 or 512.
         ch: the width; 128 in the paper.
         num_classes: of the labels y.
         ends_at: the size of the last maps, from which on no stage halves them; by default 8 at
-            32x32 and 4 at the others, as in BigGAN-PyTorch.
+            32x32, 6 at 96x96 and 4 at the others, as in BigGAN-PyTorch.
+        attention: the size of the maps that self-attention is at; 0: none; by default 64.
+        depth: blocks of each stage.
 
     Raises:
-        UserError: unknown resolution, or a width that cannot be divided.
+        UserError: unknown resolution, a width that cannot be divided, or no such maps.
     """
 
     def __init__(
-        self, resolution: int, ch: int, num_classes: int, ends_at: int | None = None
+        self,
+        resolution: int,
+        ch: int,
+        num_classes: int,
+        ends_at: int | None = None,
+        attention: int | None = None,
+        depth: int = 2,
     ) -> None:
         super().__init__()
-        channels = stage_channels("D", resolution, ch)
+        channels = stage_channels("D", resolution, ch, attention)
         self.resolution = resolution
         self.num_classes = num_classes
         self.first = conv(3, channels[0], 3)
@@ -67,12 +75,12 @@ class Discriminator(nn.Module):
         blocks: list[nn.Module] = []
         for before, after in zip(channels, channels[1:]):
             blocks.append(DiscriminatorBlock(before, after, down=size > ends_at))
-            blocks.append(DiscriminatorBlock(after, after, down=False))
+            blocks += [DiscriminatorBlock(after, after, down=False) for _ in range(depth - 1)]
             size = max(size // 2, ends_at)
         self.blocks = nn.ModuleList(blocks)
-        stage = attention_stage("D", resolution)
+        stage = attention_stage("D", resolution, attention)
         self.attention = None if stage is None else SelfAttention(channels[stage + 1])
-        self.attention_after = -1 if stage is None else 2 * stage + 1  # which block
+        self.attention_after = -1 if stage is None else depth * (stage + 1) - 1  # a block
         self.last = linear(channels[-1], 1)
         self.embedding = spectral_norm(nn.Embedding(num_classes, channels[-1]))
 

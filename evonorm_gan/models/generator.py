@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from evonorm.recomputation import offer
 from evonorm_runs.errors import UserError
 
-from .architecture import attention_stage, stage_channels
+from .architecture import attention_stage, first_map, stage_channels
 from .layers import ConditionalNormAct, SelfAttention, conv, linear, look_up, norm_act, orthogonal
 
 
@@ -64,7 +64,7 @@ class Generator(nn.Module):
     """(z, y) -> images.
 
     Args:
-        resolution: 32, 64, 128, 256 or 512.
+        resolution: 32, 64, 96, 128, 256 or 512.
         ch: the width; 128 in the paper.
         num_classes: of the labels y.
         norm: the norm-act of all sites: a name or a formula.
@@ -72,9 +72,12 @@ class Generator(nn.Module):
             paper's are in :func:`evonorm_gan.config.norm_options`.
         dim_z: length of z.
         dim_embed: length of a class embedding.
+        attention: the size of the maps that self-attention is at; 0: none; by default 64.
+        depth: blocks of each stage.
 
     Raises:
-        UserError: unknown resolution, norm or option, or a width that cannot be divided.
+        UserError: unknown resolution, norm or option, a width that cannot be divided, or no such
+            maps.
     """
 
     def __init__(
@@ -86,9 +89,11 @@ class Generator(nn.Module):
         norm_options: dict[str, Any] | None = None,
         dim_z: int = 128,
         dim_embed: int = 128,
+        attention: int | None = None,
+        depth: int = 2,
     ) -> None:
         super().__init__()
-        channels = stage_channels("G", resolution, ch)
+        channels = stage_channels("G", resolution, ch, attention)
         options = norm_options or {}
         self.resolution = resolution
         self.ch = ch
@@ -99,15 +104,16 @@ class Generator(nn.Module):
 
         # One embedding for all sites, without spectral norm.
         self.embedding = orthogonal(nn.Embedding(num_classes, dim_embed))
-        self.first = linear(dim_c, channels[0] * 4 * 4)
+        self.first_map = first_map(resolution)
+        self.first = linear(dim_c, channels[0] * self.first_map**2)
         blocks: list[nn.Module] = []
         for before, after in zip(channels, channels[1:]):
-            for up, out in ((False, before), (True, after)):
+            for up, out in [(False, before)] * (depth - 1) + [(True, after)]:
                 blocks.append(GeneratorBlock(before, out, dim_c, up, norm, options))
         self.blocks = nn.ModuleList(blocks)
-        stage = attention_stage("G", resolution)
+        stage = attention_stage("G", resolution, attention)
         self.attention = None if stage is None else SelfAttention(channels[stage + 1])
-        self.attention_after = -1 if stage is None else 2 * stage + 1  # which block
+        self.attention_after = -1 if stage is None else depth * (stage + 1) - 1  # a block
         self.last_norm = norm_act(norm, channels[-1], **options)
         self.last = conv(channels[-1], 3, 3)
 
@@ -126,7 +132,7 @@ class Generator(nn.Module):
             UserError: another shape or dtype, or, on the CPU, a class index out of range.
         """
         c = self._condition(z, y)
-        h = self.first(c).unflatten(1, (-1, 4, 4))
+        h = self.first(c).unflatten(1, (-1, self.first_map, self.first_map))
         for i, block in enumerate(self.blocks):
             h = block(h, c)
             if i == self.attention_after:

@@ -260,18 +260,24 @@ class Hdf5Set(ImageSet):
 class TorchvisionSet(DecodedSet):
     """One of torchvision's classification sets, by the name of its Python class.
 
-    Its files are in `root`; nothing is downloaded. "val" is the set's split of that name, or else
-    its test set.
+    Its files are in `root`; they are downloaded if `download` is set, and not else. "val" is the
+    set's split of that name, or else its test set.
 
     Raises:
         UserError: no such set or split, it is not for classification, or its files are missing.
     """
 
     def __init__(
-        self, name: str, root: Path, split: str, resolution: int, skip_corrupt: bool = False
+        self,
+        name: str,
+        root: Path,
+        split: str,
+        resolution: int,
+        skip_corrupt: bool = False,
+        download: bool = False,
     ) -> None:
         self.root, self.name, self.split = root, f"torchvision's {name}", split
-        self.source = _torchvision_source(name, root, split)
+        self.source = _torchvision_source(name, root, split, download)
         labels = _torchvision_labels(self.source)
         if labels is None:
             raise UserError(
@@ -296,10 +302,15 @@ class TorchvisionSet(DecodedSet):
 
 
 def open_torchvision(
-    name: str, root: Path, split: str, resolution: int, skip_corrupt: bool = False
+    name: str,
+    root: Path,
+    split: str,
+    resolution: int,
+    skip_corrupt: bool = False,
+    download: bool = False,
 ) -> ImageSet:
     """A :class:`TorchvisionSet`, in memory if torchvision has it there and it is not too large."""
-    ds = TorchvisionSet(name, root, split, resolution, skip_corrupt)
+    ds = TorchvisionSet(name, root, split, resolution, skip_corrupt, download)
     if not hasattr(ds.source, "data") or len(ds) * 3 * resolution**2 > IN_MEMORY:
         return ds
     images = torch.empty(len(ds), 3, resolution, resolution, dtype=torch.uint8)
@@ -308,7 +319,7 @@ def open_torchvision(
     return MemorySet(images, ds.labels, ds.classes)
 
 
-def _torchvision_source(name: str, root: Path, split: str) -> Any:
+def _torchvision_source(name: str, root: Path, split: str, download: bool) -> Any:
     known = [key for key in dir(datasets) if _opens_by_root(getattr(datasets, key))]
     if name not in known:
         close = difflib.get_close_matches(name, ["digits", *known], n=3, cutoff=0.5)
@@ -319,12 +330,20 @@ def _torchvision_source(name: str, root: Path, split: str) -> Any:
     if split == "val":
         options = [{"split": "val"}, {"split": "test"}] if "split" in parameters else []
         options = [{"train": False}] if "train" in parameters else options
+    if download and "download" not in parameters:
+        raise UserError(f"DATA.DOWNLOAD: torchvision can't download {name}; set it to False")
+    loading = {"download": True} if download else {}
     for option in options:
         try:
-            return getattr(datasets, name)(root, **option)
+            return getattr(datasets, name)(root, **option, **loading)
         except (OSError, RuntimeError, ValueError) as error:
             if "for argument split" in str(error):  # it has none of this name
                 continue
+            if download:
+                raise UserError(
+                    f"DATA.DOWNLOAD: no {name} in {root}, and downloading it failed "
+                    f"({one_line(error)})"
+                ) from error
             arguments = "".join(f", {key}={value!r}" for key, value in option.items())
             call = f"datasets.{name}({str(root)!r}{arguments}, download=True)"
             hint = f'; to download it: python -c "from torchvision import datasets; {call}"'

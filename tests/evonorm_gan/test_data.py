@@ -468,6 +468,35 @@ def test_cifar10(tmp_path, monkeypatch):
     assert np.array_equal(val.images, pixels[5].reshape(20, 3, 32, 32))
 
 
+def test_a_set_is_downloaded_if_that_is_asked_for(mnist, tmp_path, monkeypatch):
+    """From where torchvision has it from, to DATA.ROOT; then it is as one that was there."""
+    there, root = mnist / "FashionMNIST", tmp_path / "new"
+    calls = []
+
+    def download(self):
+        calls.append(self.root)
+        shutil.copytree(there, root / "FashionMNIST", dirs_exist_ok=True)
+
+    monkeypatch.setattr(datasets.FashionMNIST, "download", download)
+    cfg = config("FashionMNIST", root, 10)
+    with pytest.raises(UserError, match="finds no FashionMNIST"):
+        open_dataset(cfg)
+    cfg.DATA.DOWNLOAD = True
+    ds = open_dataset(cfg)
+    expected = open_dataset(config("FashionMNIST", mnist, 10))
+    assert len(calls) == 1 and torch.equal(ds.images, expected.images)
+
+    def fail(self):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(datasets.FashionMNIST, "download", fail)
+    with pytest.raises(UserError, match=r"DATA.DOWNLOAD: no FashionMNIST in .* \(no network\)$"):
+        open_dataset(cfg)
+    cfg.DATA.NAME = "ImageNet"
+    with pytest.raises(UserError, match="torchvision can't download ImageNet"):
+        open_dataset(cfg)
+
+
 @pytest.fixture
 def food(tmp_path):
     """Files that are decoded on demand, listed by split."""

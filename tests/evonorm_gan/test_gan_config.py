@@ -88,6 +88,8 @@ def test_what_is_wrong_is_named_in_one_line(overrides, line):
         ("TEST.STANDING_BATCHES", 10**12),
         ("TEST.SUBSET", "all"),
         ("MODEL.D_32_ENDS_AT", 16),
+        ("MODEL.ATTENTION", "'all'"),
+        ("MODEL.BLOCKS", 0),
         ("TEST.STANDING_BATCHES", -1),
         ("MODEL.NUM_GROUPS", 0),
         ("SOLVER.BETAS", "(2.0, 0.9)"),

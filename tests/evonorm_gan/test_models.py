@@ -25,7 +25,7 @@ from evonorm_gan.models.generator import GeneratorBlock
 from evonorm_gan.models.layers import SelfAttention
 from evonorm_runs.errors import UserError
 
-RESOLUTIONS = (32, 64, 128, 256, 512)
+RESOLUTIONS = (32, 64, 96, 128, 256, 512)
 
 
 def count(model):
@@ -69,6 +69,7 @@ def test_published_counts(no_spectral_norm):
 G_CHANNELS = {
     32: (4, 4, 4, 4, 4, 4, 4),
     64: (16, 16, 16, 16, 8, 8, 4, 4, 2),
+    96: (16, 16, 16, 16, 8, 8, 4, 4, 2),
     128: (16, 16, 16, 16, 8, 8, 4, 4, 2, 2, 1),
     256: (16, 16, 16, 16, 8, 8, 8, 8, 4, 4, 2, 2, 1),
     512: (16, 16, 16, 16, 8, 8, 8, 8, 4, 4, 2, 2, 1, 1, 1),
@@ -76,6 +77,7 @@ G_CHANNELS = {
 D_CHANNELS = {
     32: (4, 4, 4, 4, 4, 4, 4),
     64: (1, 2, 2, 4, 4, 8, 8, 16, 16),
+    96: (1, 2, 2, 4, 4, 8, 8, 16, 16),
     128: (1, 2, 2, 4, 4, 8, 8, 16, 16, 16, 16),
     256: (1, 2, 2, 4, 4, 8, 8, 8, 8, 16, 16, 16, 16),
     512: (1, 1, 1, 2, 2, 4, 4, 8, 8, 8, 8, 16, 16, 16, 16),
@@ -99,7 +101,8 @@ def test_counts_at_another_width(resolution):
     ch, classes, dim_z, dim_embed = 8, 7, 24, 16
     c = [k * ch for k in G_CHANNELS[resolution]]
     dim_c = dim_z + dim_embed
-    expected = classes * dim_embed + (dim_c + 1) * 16 * c[0]
+    first = {96: 6}.get(resolution, 4)
+    expected = classes * dim_embed + (dim_c + 1) * first**2 * c[0]
     for before, after in zip(c, c[1:]):
         mid = before // 4
         expected += bottleneck_count(before, mid, after) + 2 * dim_c * (before + 3 * mid)
@@ -131,6 +134,39 @@ def test_counts_at_another_width(resolution):
     assert logits.shape == (1,)
     wanted = [(1, ch * ATTENTION[name].get(resolution, 0), 64, 64) for name in "GD"]
     assert [tuple(shape) for shape in seen] == [shape for shape in wanted if shape[1]]
+
+
+@pytest.mark.parametrize("depth, attention", [(1, 0), (3, 16), (2, 8)])
+def test_blocks_and_attention_have_their_places(depth, attention):
+    """At 32x32: three stages of `depth` blocks, in which a map has the same number of channels."""
+    G = Generator(32, 8, 3, attention=attention, depth=depth, dim_z=8).eval()
+    D = Discriminator(32, 8, 3, attention=attention, depth=depth).eval()
+    seen = {}
+
+    def record(at):
+        def hook(module, args, out):
+            seen[at] = len(seen), *out.shape[1:3]
+
+        return hook
+
+    for name, model in (("G", G), ("D", D)):
+        assert len(model.blocks) == 3 * depth
+        for i, block in enumerate(model.blocks):
+            block.register_forward_hook(record((name, i)))
+        if attention:
+            model.attention.register_forward_hook(record(name))
+        assert (model.attention is None) == (attention == 0)
+    with torch.no_grad():
+        D(G(torch.randn(1, 8), torch.tensor([1])), torch.tensor([1]))
+    sizes = [[seen[name, i][2] for i in range(3 * depth)] for name in "GD"]
+    up = [size for before in (4, 8, 16) for size in [before] * (depth - 1) + [2 * before]]
+    assert sizes == [up, [size for size in (16, 8, 8) for _ in range(depth)]]
+    if attention:  # behind the last block of the stage, in the order of execution
+        stage = {"G": {8: 0, 16: 1}, "D": {16: 0, 8: 1}}
+        for name in "GD":
+            order, *shape = seen[name]
+            assert order == seen[name, depth * (stage[name][attention] + 1) - 1][0] + 1
+            assert shape == [32, attention]
 
 
 # The generator's blocks
@@ -471,6 +507,7 @@ def test_wrong_arguments_are_one_line(monkeypatch):
         "resolution is 48; BigGAN-deep is defined for 32, 64": {"resolution": 48},
         "ch is 6; G at 64x64 needs a multiple of 4": {"ch": 6},
         "ch is 0": {"ch": 0},
+        "attention is 24, but G at 64x64 has maps of 8, 16, 32, 64 at": {"attention": 24},
         "unknown norm-act 'EvoNormS00': did you mean 'EvoNormS0'": {"norm": "EvoNormS00"},
         "unknown option group": {"norm_options": {"group": 3}},
         "norm-act 'Plain' cannot be conditional": {"norm": "Plain"},

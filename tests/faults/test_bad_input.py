@@ -40,7 +40,7 @@ train_gan CONFIG MODEL.NROM EvoNormS0             | Non-existent key: MODEL.NROM
 train_gan CONFIG MODEL.NORM                       | Override list has odd length
 train_gan CONFIG MODEL.G_CH many                  | for config key: MODEL.G_CH
 train_gan CONFIG MODEL.G_CH -3                    | MODEL.G_CH is -3, but should be more than 0
-train_gan CONFIG MODEL.RESOLUTION 33              | MODEL.RESOLUTION is 33; known are 32, 64, 128
+train_gan CONFIG MODEL.RESOLUTION 33              | MODEL.RESOLUTION is 33; known are 32, 64, 96
 train_gan CONFIG MODEL.NUM_CLASSES 7              | but MODEL.NUM_CLASSES is 7
 train_gan CONFIG SOLVER.BATCH_SIZE 0              | SOLVER.BATCH_SIZE is 0, but should be more than 0
 train_gan CONFIG SOLVER.ACCUMULATE 3              | can't be divided by 1 processes times SOLVER.ACCUMULATE 3

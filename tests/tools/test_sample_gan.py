@@ -111,6 +111,17 @@ def test_grid_of_all_classes(checkpoint, call, tmp_path):
     check(out, 3, 8, draw(checkpoint, latents(8).repeat(3, 1), y, batches=0, ema=False))
 
 
+def test_sheets_have_the_rows_of_the_grid(checkpoint, call, tmp_path):
+    out = tmp_path / "sheets"
+    status, text, _ = call("sheets", checkpoint, "-o", out, "--rows", 2, "--per-class", 4)
+    assert status == 0 and "2 sheets of all 3 classes" in text
+    assert sorted(path.name for path in out.iterdir()) == ["0-1.png", "2-2.png", "classes.txt"]
+    assert (out / "classes.txt").read_text() == "0-1.png: cat; dog\n2-2.png: owl\n"
+    z = latents(4)
+    check(out / "0-1.png", 2, 4, draw(checkpoint, z.repeat(2, 1), torch.tensor([0] * 4 + [1] * 4)))
+    check(out / "2-2.png", 1, 4, draw(checkpoint, z, torch.full((4,), 2)))
+
+
 @pytest.mark.parametrize("along, classes", [("z", ["dog"]), ("y", ["dog", "cat"])])
 def test_interpolate(checkpoint, along, classes, call, tmp_path):
     out = tmp_path / "line.png"
