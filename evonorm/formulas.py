@@ -15,9 +15,10 @@ FORMULAS = {
     "EvoNormS0": "x * sigmoid(v1 * x) / std_g(x)",
     "EvoNormS1": "x * sigmoid(x) / std_g(x)",
     "EvoNormS2": "x * sigmoid(x) / rms_g(x)",
-    # Table 2, found by random search and by chance, with rejection.
+    # Table 2, found by random search and by chance, with rejection; the last one without.
     "RS+rej": "max(x, 0) / rms_b(x)",
     "Random+rej": "tanh(max(x, tanh(x)))",
+    "Random": "sqrt(std_i(sigmoid(x)))",
     # Appendix B.1: the ten best candidates of the B search, before reranking.
     "EvoNormB/1": "x / max(std_b(x), (x + 1) * rms_i(x))",
     "EvoNormB/2": "x / max(std_b(x), x + rms_c(x))",

@@ -89,8 +89,8 @@ class Table2(Classification):
     table = 2
     paper_models = ("preact_resnet101", "mnasnet_b1", "efficientnet_b0", "efficientnet_b5")
     norms = (
-        *("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish", "Random+rej", "RS+rej"),
-        *("EvoNormB0", "EvoNormB1", "EvoNormB2"),
+        *("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish"),
+        *("Random", "Random+rej", "RS+rej", "EvoNormB0", "EvoNormB1", "EvoNormB2"),
     )
     baselines = ("BN-ReLU", "BN-Swish-1")
 

@@ -34,6 +34,7 @@ class Statistics:
         def rms(pattern):
             return np.sqrt(over(pattern, x**2) + eps)
 
+        self.of = lambda y: Statistics(y, groups, eps, running)
         if running is None:
             self.mean_b, self.std_b, self.rms_b = over("c", x), std("c"), rms("c")
         else:
@@ -62,6 +63,7 @@ EVONORMS = {  # without gamma and beta, which follow
     "EvoNormS2": lambda x, v, s: x * sigmoid(x) / s.rms_g,
     "RS+rej": lambda x, v, s: np.maximum(x, 0) / s.rms_b,
     "Random+rej": lambda x, v, s: np.tanh(np.maximum(x, np.tanh(x))),
+    "Random": lambda x, v, s: s.of(sigmoid(x)).std_i ** 0.5 + 0 * x,
     "EvoNormB/1": lambda x, v, s: x / np.maximum(s.std_b, (x + 1) * s.rms_i),
     "EvoNormB/2": lambda x, v, s: x / np.maximum(s.std_b, x + s.rms_l),
     "EvoNormB/3": lambda x, v, s: -x * sigmoid(x) / s.std_b,
