@@ -161,10 +161,12 @@ setup(
         ],
         # Beside "detection" and "gan": the paper's tables, and the report over runs.
         "repro": ["Jinja2", "Pillow", "PyYAML", "latex2mathml", "plotly", "tabulate"],
+        "labels": ["globox"],  # for folders of Pascal VOC's or YOLO's files in DATASETS.COCO
         "timm": ["timm"],  # for MODEL.TIMM of detectors, SOLVER.OPTIMIZER rmsprop of classifiers
         "wandb": ["wandb"],  # for WANDB_PROJECT of the three trainers
         "ray": ["ray"],  # for --ray of tools/reproduce.py and search_layers.py
         "dev": [
+            "globox",
             "mkdocstrings-python ; python_version >= '3.11'",
             "moocore ; python_version >= '3.10'",  # Pareto fronts, for the search's tests
             "onnx",

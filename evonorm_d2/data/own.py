@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from evonorm_runs.errors import UserError
 
 from .catalog import class_names, dictionaries
 from .check import CLASSES
+from .folders import register_folder
 
 # NUM_CLASSES is left to the data if it is Detectron2's default, COCO's number, or 0.
 _LEFT = (80, 0)
@@ -25,6 +27,8 @@ _ours: set[str] = set()  # the names in Detectron2's catalog that come from here
 
 def use_own_data(cfg: CfgNode) -> CfgNode:
     """Register the data sets of `DATASETS.COCO` with Detectron2, and let them fill in the config.
+
+    In place of a file in COCO's format there may be a folder of Pascal VOC's or YOLO's files.
 
     Classes are those of the first data set of DATASETS.TRAIN, or of DATASETS.TEST if that is empty.
     If it is one of DATASETS.COCO, `DATASETS.CLASSES` becomes the names of its classes in the order
@@ -40,9 +44,10 @@ def use_own_data(cfg: CfgNode) -> CfgNode:
             file that is not in COCO's format or empty.
     """
     own = cfg.DATASETS.get("COCO", {})  # a config without the plugin's keys has none
-    found = {name: _register(cfg, name, value) for name, value in own.items()}
     first = next(iter([*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]), None)
-    names = found.get(first)
+    names = _register(cfg, first, own[first], cfg.DATASETS.CLASSES) if first in own else []
+    for name in (name for name in own if name != first):
+        _register(cfg, name, own[name], names or cfg.DATASETS.CLASSES)
     if names:
         frozen = cfg.is_frozen()
         cfg.defrost()
@@ -52,8 +57,12 @@ def use_own_data(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def _register(cfg: CfgNode, name: str, value: Any) -> list[str]:
-    """Register a data set anew; returns the names of its classes, [] if its file is missing."""
+def _register(cfg: CfgNode, name: str, value: Any, classes: Sequence[str]) -> list[str]:
+    """Register a data set anew; returns the names of its classes, [] if its file is missing.
+
+    Args:
+        classes: those of a folder of Pascal VOC's or YOLO's; [] if they are not known.
+    """
     key = f"DATASETS.COCO.{name}"
     pair = isinstance(value, (list, tuple)) and [type(x) for x in value] == [str, str]
     if not pair:
@@ -65,6 +74,8 @@ def _register(cfg: CfgNode, name: str, value: Any) -> list[str]:
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
     _ours.add(name)
+    if Path(json_file).is_dir():
+        return register_folder(name, Path(json_file), Path(images), classes)
     register_coco_instances(name, {}, json_file, images)
     metadata = MetadataCatalog.get(name)
     if not Path(json_file).is_file():
