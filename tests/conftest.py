@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import os
 import sys
 import types
 from pathlib import Path
@@ -42,6 +43,13 @@ def digits_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets")
     write_digits(root / "digits", train=6, val=3, size=64)
     return root
+
+
+@pytest.fixture(scope="session")
+def digits_cache(tmp_path_factory):
+    """A TEST.CACHE_DIR for all tests that need the trained classifier, in all processes."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digits_cache"
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from evonorm_search.store import Store
 
 
 @pytest.mark.slow
-def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, monkeypatch):
+def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, digits_cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     monkeypatch.setattr(demo, "write_digits", functools.partial(demo.write_digits, train=8, val=2))
@@ -22,7 +22,8 @@ def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, monkeypatch):
     few = ("CANDIDATES", "3", "PROXY.STEPS", "2", "PROXY.QUALITY", "0.0")
     shorter = {"tools/train_net.py": short, "tools/search_layers.py": few}
     monkeypatch.setattr(demo, "Job", lambda *a: job(*a[:3], (*a[3], *shorter[a[1]])))
-    gan = {"train_gan.py": ("SOLVER.MAX_ITER", 3, "TEST.NUM_SAMPLES", 100)}
+    cache = ("TEST.CACHE_DIR", digits_cache)
+    gan = {"train_gan.py": ("SOLVER.MAX_ITER", 3, "TEST.NUM_SAMPLES", 100, *cache)}
     calls = []
 
     def short_tool(name, *a):

@@ -21,8 +21,10 @@ def here(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_table_3_from_nothing(call, tmp_path, monkeypatch):
     monkeypatch.setattr(TABLES["table3"], "conditions", (128, 64))
-    arguments = ("table3", "--norms", "BN-ReLU", "EvoNormS0", "--seeds", "1", "--lrs", "1")
-    status, printed, _ = call(*arguments, "--at-once", "2")
+    layers = ("--norms", "BN-ReLU", "EvoNormS0", "--seeds", "1", "--lrs", "1")
+    arguments = ("table3", *layers, "--at-once", "2")
+    short = ("SOLVER.EPOCHS", "2", "SOLVER.WARMUP_EPOCHS", "1.0")
+    status, printed, _ = call(*arguments, *short)
     assert status == 0
     out = tmp_path / "output/reproduce/table3_small"
     results = json.loads((out / "results.json").read_text())
@@ -33,15 +35,15 @@ def test_table_3_from_nothing(call, tmp_path, monkeypatch):
         assert row["accuracy"]["values"] == [json.loads(lines[-1])["accuracy"]]
         assert 0 < row["accuracy"]["mean"] <= 100
         assert f"{row['accuracy']['mean']:.1f}" in printed
-    assert results["command"] == f"tools/reproduce.py {' '.join(arguments)} --at-once 2"
+    assert results["command"] == f"tools/reproduce.py {' '.join(arguments + short)}"
     assert rows["BN-ReLU", 64]["paper"] == {"accuracy": "76.2"} and "76.2" in printed
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
-    assert call(*arguments)[0] == 0  # all is done
+    assert call(*arguments, *short)[0] == 0  # all is done
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == written
     assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]
-    status, _, err = call(*arguments, "--out", out, "SOLVER.EPOCHS", "2")
-    assert status == 2 and "settings (not SOLVER.EPOCHS 2): name another --out" in err
+    status, _, err = call(*arguments, "--out", out, "SOLVER.EPOCHS", "3")
+    assert status == 2 and "settings (not SOLVER.EPOCHS 3): name another --out" in err
 
 
 def test_a_dry_run_prints_commands_and_costs_and_makes_nothing(call, tmp_path):

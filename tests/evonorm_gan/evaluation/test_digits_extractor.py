@@ -28,8 +28,8 @@ def small(tiny_set, monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_reads_the_validation_scans(tiny_cfg):
-    path = trained_weights(tiny_cfg())
+def test_it_reads_the_validation_scans(tiny_cfg, digits_cache):
+    path = trained_weights(tiny_cfg("TEST.CACHE_DIR", digits_cache))
     content = torch.load(path, weights_only=True)
     assert content["accuracy"] > 0.97
     assert f"{100 * content['accuracy']:.1f} %" in describe(path)
