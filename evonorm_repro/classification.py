@@ -36,6 +36,7 @@ class Classification(Experiment):
     tool = "tools/train_classifier.py"
     models = ("preact_resnet", "mobilenet_v2")
     metrics = (Metric("accuracy", "accuracy (%)"),)
+    clock = "epoch"
     factors = (0.5, 1.0, 2.0, 4.0, 8.0)
     what, table = "Table", 0
 

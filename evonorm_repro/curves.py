@@ -13,6 +13,8 @@ from torch import Tensor
 
 from evonorm import build_norm_act
 
+from .settling import LAST_THIRD
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -168,6 +170,44 @@ def draw_widths(record: dict[str, Any]) -> Figure:
     grid[-1].legend(fontsize=8)
     figure.suptitle(record.get("title", "measured"), fontsize=10)
     return figure
+
+
+def draw_ranks(record: dict[str, Any]) -> Figure:
+    """The place of each layer over the training, 1 for the best, in a panel for each condition."""
+    panels = [one for one in record["settling"] if one["orders"]]
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(2.5 + 3 * columns, 1 + 2.7 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    layers = list(dict.fromkeys(row["layer"] for row in record["rows"]))
+    for ax, one in zip(grid.flat, panels):
+        for i, layer in enumerate(layers):
+            own = [(x, names.index(layer) + 1) for x, names in one["orders"] if layer in names]
+            style = {"color": f"C{i % 10}", "marker": "os^vDPX*<>"[i % 10], "ms": 4, "lw": 1.2}
+            ax.plot([100 * x for x, _ in own], [place for _, place in own], label=layer, **style)
+        ax.axvspan(100 * LAST_THIRD, 100, color="0.92", zorder=0)
+        ax.set_title("" if one["at"] is None else f"{one['at']}", fontsize=9)
+        ax.grid(alpha=0.3)
+    grid[0, 0].set_yticks(range(1, len(layers) + 1))
+    grid[0, 0].invert_yaxis()
+    figure.supxlabel("% of the training; the last third is shaded", fontsize=9)
+    figure.supylabel("place, 1 is the best", fontsize=9)
+    figure.suptitle(record.get("title", "measured"), fontsize=10)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right", fontsize=8)
+    return figure
+
+
+def read_ranks(path: Path) -> dict[str, Any]:
+    """What reproduce.py wrote. Raises ValueError if it is anything else, or has no evaluations."""
+    try:
+        record = json.loads(path.read_text())
+        layers = {row["layer"] for row in record["rows"]}
+        orders = [order for one in record["settling"] for order in one["orders"]]
+        if orders and all(0 < share <= 1 and layers >= set(names) for share, names in orders):
+            return record
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise ValueError(f"{path}: not what reproduce.py writes, or no run was evaluated")
 
 
 def _by_layer_and_size(

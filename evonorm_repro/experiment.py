@@ -7,15 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, Callable
 
 from evonorm import slug
 from evonorm_runs.errors import UserError, one_line
 from evonorm_runs.grid import Job, failure, finished
 
+from .settling import average, changes, evaluations, order
+from .significance import difference, judge, summarise
+
 TUNING_SEED = 1000  # not one of those that are reported
-SIGNIFICANT = 0.05
+MOST_RATES = 9  # which a grid of learning rates is widened to
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,12 @@ class Experiment(ABC):
         metrics: the columns; the learning rate is chosen by the first one.
         condition: the name of what is varied in addition to the norm, None if nothing is.
         conditions: its values; the learning rate is tuned at the first one.
+        clock: the key in metrics.json that says how far a training was at an evaluation.
         short: KEY VALUE ... that make a run a short one, for tuning.
+        held_out: KEY VALUE ... that measure a run for tuning on images which no reported run is
+            measured on; empty if there are none.
         factors: multiples of the config's learning rate to choose from; one means no tuning.
+        widen: whether further ones follow beyond the first or the last if that is the best.
         paper: the figures of the paper's table by metric, by norm and condition.
         baselines: the norms that all others are compared with, at the last condition.
         median_and_best: whether the table shows the median and the best too.
@@ -59,8 +65,11 @@ class Experiment(ABC):
     metrics: tuple[Metric, ...]
     condition: str | None = None
     conditions: tuple[Any, ...] = (None,)
+    clock: str
     short: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
     factors: tuple[float, ...] = (0.5, 1.0, 2.0)
+    widen = True
     paper: dict[tuple[str, Any], dict[str, str]] = {}
     baselines: tuple[str, ...] = ()
     median_and_best = False
@@ -78,6 +87,10 @@ class Experiment(ABC):
     @abstractmethod
     def read(self, folder: Path) -> dict[str, float]:
         """The metrics of a finished run, by key."""
+
+    def history(self, folder: Path) -> dict[float, float]:
+        """The first metric by the share of the training after which it was measured."""
+        return evaluations(folder, self.clock, self.metrics[0].key)
 
     def describe(self, norm: str, condition: Any = None) -> dict[str, float]:
         """Figures of a row that need no run, by title."""
@@ -104,14 +117,7 @@ def reproduce(
         UserError: as :func:`run_jobs`; or a run for tuning is unfinished.
     """
     experiment.prepare()
-    tuning = tuning_jobs(experiment, norms, out, overrides)
-    run(list(tuning.values()))
-    for job in tuning.values():
-        if not finished(job) and failure(job) is None:
-            raise UserError(
-                f"{job.folder}: not finished, so there is no learning rate to choose yet"
-            )
-    tuned = {key: _objective(experiment, job) for key, job in tuning.items()}
+    tuned = _tune(experiment, norms, out, run, overrides)
     factor = {norm: _best_factor(experiment, norm, tuned) for norm in norms}
     jobs = seed_jobs(experiment, norms, seeds, out, overrides, factor)
     run(list(jobs.values()))
@@ -122,13 +128,58 @@ def reproduce(
         for norm in norms
         for condition in experiment.conditions
     ]
-    return {"rows": rows, "comparisons": _comparisons(experiment, rows)}
+    comparisons, settling = _comparisons(experiment, rows), _settling(experiment, rows)
+    return {"rows": rows, "comparisons": comparisons, "settling": settling}
+
+
+def _tune(
+    experiment: Experiment,
+    norms: Sequence[str],
+    out: Path,
+    run: Callable[[list[Job]], None],
+    overrides: Sequence[str],
+) -> dict[tuple[str, float], float | None]:
+    """The first metric of each run to choose the learning rate by, None if it failed.
+
+    They are by norm and factor. Where the first or the last factor is the best, one more follows.
+    """
+    tuned: dict[tuple[str, float], float | None] = {}
+    jobs = tuning_jobs(experiment, norms, out, overrides)
+    while jobs:
+        run(list(jobs.values()))
+        for job in jobs.values():
+            if not finished(job) and failure(job) is None:
+                raise UserError(
+                    f"{job.folder}: not finished, so there is no learning rate to choose yet"
+                )
+        tuned |= {key: _objective(experiment, job) for key, job in jobs.items()}
+        further = {norm: _beyond(experiment, norm, tuned) for norm in norms if experiment.widen}
+        jobs = {
+            (norm, factor): _job(experiment, out / "tuning", overrides, norm, factor)
+            for norm, factor in further.items()
+            if factor
+        }
+    return tuned
+
+
+def _beyond(
+    experiment: Experiment, norm: str, tuned: dict[tuple[str, float], float | None]
+) -> float | None:
+    """The factor to try next: beyond the best one, if that is the first or the last."""
+    factors = sorted(f for n, f in tuned if n == norm)
+    best = _best_factor(experiment, norm, tuned)
+    if 1 < len(factors) < MOST_RATES and best in (factors[0], factors[-1]):
+        return best * best / factors[1 if best == factors[0] else -2]
+    return None
 
 
 def tuning_jobs(
     experiment: Experiment, norms: Sequence[str], out: Path, overrides: Sequence[str]
 ) -> dict[tuple[str, float], Job]:
-    """The runs to choose the learning rate by, by norm and factor; none for a single factor."""
+    """The runs to choose the learning rate by, by norm and factor; none for a single factor.
+
+    More may follow, if the grid of factors is widened.
+    """
     return {
         (norm, factor): _job(experiment, out / "tuning", overrides, norm, factor)
         for norm in norms
@@ -173,7 +224,8 @@ def _job(
     """A run of the grid. Without a seed it is a run for tuning the learning rate."""
     name = [slug(norm), f"lr{factor:g}"]
     if seed is None:
-        condition, rest = experiment.conditions[0], [*experiment.short, "SEED", str(TUNING_SEED)]
+        condition = experiment.conditions[0]
+        rest = [*experiment.short, *experiment.held_out, "SEED", str(TUNING_SEED)]
     else:
         if experiment.condition:
             name.append(f"{condition}")
@@ -207,7 +259,8 @@ def _best_factor(
 ) -> float:
     """The best factor. If several are equal, or all failed, it is the one nearest to 1."""
     sign = 1 if experiment.metrics[0].higher else -1
-    found = {f: tuned.get((norm, f)) for f in experiment.factors}
+    found = {f: value for (n, f), value in tuned.items() if n == norm}
+    found = found or dict.fromkeys(experiment.factors)
     values = {f: -math.inf if x is None else sign * x for f, x in found.items()}
     return max(values, key=lambda f: (values[f], -abs(math.log(f))))
 
@@ -222,52 +275,39 @@ def _row(experiment: Experiment, norm: str, condition: Any, jobs: list[Job]) -> 
     row["failed"] = {str(seed): why for seed, why in found.items() if isinstance(why, str)}
     for metric in experiment.metrics:
         row[metric.key] = summarise([values[metric.key] for values in read.values()])
+    history = average([experiment.history(jobs[seed].folder) for seed in read])
+    row["history"] = list(history.items())
     row["paper"] = experiment.paper.get((norm, condition), {})
     row["described"] = experiment.describe(norm, condition)
     return row
 
 
-def summarise(values: list[float]) -> dict[str, Any] | None:
-    """Mean, spread (standard deviation, None for one value) and values; None without values."""
-    if not values:
-        return None
-    spread = stdev(values) if len(values) > 1 else None
-    return {"mean": mean(values), "spread": spread, "values": values}
-
-
 def _comparisons(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each layer with each baseline, at the last condition, by Welch's t-test over the seeds."""
+    """Each layer with each baseline, at the last condition."""
     last = [r for r in rows if r.get(experiment.condition) == experiment.conditions[-1]]
     bases = [row for row in last if row["layer"] in experiment.baselines]
     pairs = [(row, base) for base in bases for row in last if row not in bases]
     pairs += [(row, base) for i, base in enumerate(bases) for row in bases[i + 1 :]]
-    found = [
-        _compare(metric, row, base)
-        for row, base in pairs
-        for metric in experiment.metrics
-        if metric.compared
-    ]
-    return [comparison for comparison in found if comparison]
+    found = []
+    for row, base in pairs:
+        for metric in experiment.metrics:
+            values, others = ((r[metric.key] or {}).get("values", []) for r in (row, base))
+            tested = difference(values, others) if metric.compared else None
+            if tested:
+                names = {"layer": row["layer"], "than": base["layer"], "metric": metric.title}
+                found.append({**names, **tested, "higher": metric.higher})
+    return judge(found)
 
 
-def _compare(metric: Metric, row: dict[str, Any], base: dict[str, Any]) -> dict[str, Any] | None:
-    """The comparison of two layers; None if one of them has fewer than two seeds."""
-    from scipy.stats import ttest_ind  # slow to import
-
-    values, others = ((r[metric.key] or {}).get("values", []) for r in (row, base))
-    if len(values) < 2 or len(others) < 2:
-        return None
-    p = float(ttest_ind(values, others, equal_var=False).pvalue)
-    difference = mean(values) - mean(others)
-    verdict = _verdict(difference, p, metric.higher)
-    names = {"layer": row["layer"], "than": base["layer"], "metric": metric.title}
-    return {**names, "difference": difference, "p": p, "verdict": verdict}
-
-
-def _verdict(difference: float, p: float, higher: bool) -> str:
-    if not p < SIGNIFICANT:  # p is nan if all values are alike
-        return "not told apart"
-    return "better" if (difference > 0) == higher else "worse"
+def _settling(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each condition, which layers change places in the last third of the training."""
+    found = []
+    for condition in experiment.conditions:
+        own = [row for row in rows if row.get(experiment.condition) == condition and row["seeds"]]
+        histories = {row["layer"]: {share: value for share, value in row["history"]} for row in own}
+        orders = order(histories, experiment.metrics[0].higher)
+        found.append({"at": condition, "orders": list(orders.items()), "changes": changes(orders)})
+    return found
 
 
 def number(value: float) -> str:

@@ -79,8 +79,9 @@ def _notes(experiment: Experiment, results: dict[str, Any]) -> list[str]:
         metric = experiment.metrics[0]
         notes.append(
             f"Learning rates are multiples of the config's, chosen by {metric.title} of one "
-            f"{'short ' if experiment.short else ''}run each with a seed of its own, on the "
-            "data that is reported on too:"
+            f"{'short ' if experiment.short else ''}run each with a seed of its own, on "
+            f"{'images' if experiment.held_out else 'the images'} that "
+            f"{'no reported run is measured on' if experiment.held_out else 'are reported on too'}:"
         )
     for layer, values in tuned.items():
         cells = (
@@ -91,13 +92,37 @@ def _notes(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     if results["comparisons"]:
         where = f" at {experiment.conditions[-1]}" if experiment.condition else ""
         notes.append(
-            f"By Welch's t-test over the seeds{where}, not corrected for the number of tests:"
+            f"By Welch's t-test over the seeds{where}, corrected for the number of tests by Holm's "
+            "method; in brackets the interval of 95 %:"
         )
-    return notes + [_sentence(comparison) for comparison in results["comparisons"]]
+    sentences = [_sentence(comparison) for comparison in results["comparisons"]]
+    return [*notes, *sentences, *_settling(experiment, results.get("settling", []))]
+
+
+def _settling(experiment: Experiment, found: list[dict[str, Any]]) -> list[str]:
+    """For each condition, whether the order of the layers still changed at the end."""
+    lines = []
+    for one in found:
+        where = f"at {one['at']} {experiment.condition}, " if experiment.condition else ""
+        lines.append(f"In the last third of the training, {where}{_changes(one['changes'])}.")
+    return lines
+
+
+def _changes(pairs: list[tuple[str, str]] | None) -> str:
+    if pairs is None:
+        return "there are fewer than two evaluations, so nobody knows whether the order is settled"
+    if not pairs:
+        return "no two layers change places: the order is settled"
+    return (
+        f"these change places, so the order is not settled: {'; '.join(map(' and '.join, pairs))}"
+    )
 
 
 def _sentence(c: dict[str, Any]) -> str:
-    figures = f"{c['metric']} {c['difference']:+.2f}, p = {c['p']:.2g}"
+    low, high = c["interval"]
+    figures = (
+        f"{c['metric']} {c['difference']:+.2f} [{low:+.2f}, {high:+.2f}], p = {c['p_holm']:.2g}"
+    )
     if c["verdict"] == "not told apart":
         return f"{c['layer']} and {c['than']} are not told apart ({figures})"
     return f"{c['layer']} is {c['verdict']} than {c['than']} ({figures})"

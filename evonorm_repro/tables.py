@@ -11,6 +11,7 @@ from evonorm_runs.folder import read_metrics
 from .classification import Figure11, Table2, Table3
 from .experiment import Experiment, Metric, number, pick
 from .paper import TABLE_4, TABLE_5
+from .settling import evaluations
 from .table5 import read_run
 
 SCALES = ("small", "paper")
@@ -22,6 +23,7 @@ class Table4(Experiment):
     tool = "tools/train_net.py"
     models = ("R-50", "R-101")
     norms = ("BN-ReLU", "EvoNormB0", "GN-ReLU", "EvoNormS0")
+    clock = "iteration"
     baselines = ("BN-ReLU", "GN-ReLU")
     metrics = tuple(
         Metric(f"{task}/{ap}", f"{name} {ap}", compared=ap == "AP")
@@ -57,6 +59,7 @@ class Table4(Experiment):
         settings += ["SOLVER.BASE_LR", number(factor * self.base_lr)]
         if self.scale == "small":
             settings += ["SOLVER.MAX_ITER", "600", "SOLVER.STEPS", "(450,540)"]
+            settings += ["TEST.EVAL_PERIOD", "100"]
         return settings
 
     def read(self, folder: Path) -> dict[str, float]:
@@ -82,6 +85,7 @@ class Table5(Experiment):
     norms = ("BN-ReLU", "EvoNormB0", "GN-ReLU", "LN-ReLU", "PixelNorm-ReLU", "EvoNormS0")
     baselines = ("BN-ReLU", "GN-ReLU")
     median_and_best = True
+    clock = "step"
     notes = ("IS and FID are each the best of a run's evaluations.",)
 
     def __init__(self, scale: str, model: str) -> None:
@@ -117,6 +121,9 @@ class Table5(Experiment):
     def read(self, folder: Path) -> dict[str, float]:
         run = read_run(folder)
         return {"IS": run.IS, "FID": run.FID}
+
+    def history(self, folder: Path) -> dict[float, float]:
+        return evaluations(folder, self.clock, self.metrics[0].title)
 
 
 TABLES = {

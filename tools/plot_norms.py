@@ -6,11 +6,12 @@
     python tools/plot_norms.py layers FRN "x * tanh(v1 * x) / std_g(x)" -o own.svg   # any layers
     python tools/plot_norms.py small-batch RESULT.json -o small_batch.svg
     python tools/plot_norms.py widths RESULT.json -o widths.svg
+    python tools/plot_norms.py ranks RESULT.json -o ranks.svg
 
-All but the last two show a layer's output against one value of its input. The other values of the
+All but the last three show a layer's output against one value of its input. The other values of the
 input have the statistics that the picture names. The curves are computed by the layers themselves,
-from feature maps with those statistics. The last two draw what reproduce.py table3 and figure11
-wrote.
+from feature maps with those statistics. The last three draw what reproduce.py wrote: of table3, of
+figure11, and for `ranks` of any table.
 """
 
 from __future__ import annotations
@@ -26,15 +27,18 @@ from evonorm_repro.curves import (
     EVONORM_B,
     SAMPLE,
     draw_layers,
+    draw_ranks,
     draw_rows,
     draw_small_batch,
     draw_widths,
+    read_ranks,
     read_result,
     save,
 )
 from evonorm_runs.command_line import run_tool
 
-RESULTS = {"small-batch": "table3", "widths": "figure11"}  # of which table's results
+# Of which table's results.
+RESULTS = {"small-batch": "table3", "widths": "figure11", "ranks": "TABLE"}
 
 
 @run_tool("plot_norms.py", kinds=(ValueError, OSError))
@@ -50,6 +54,7 @@ def main() -> int:
         ("layers", "norm-acts that you name, or formulas"),
         ("small-batch", "accuracy against images per worker"),
         ("widths", "accuracy against parameters and MAdds"),
+        ("ranks", "the order of a table's layers over the training"),
     ):
         command = commands.add_parser(name, help=about, description=f"Draw {about}.")
         if name in RESULTS:
@@ -69,6 +74,7 @@ def main() -> int:
         "sample": lambda: draw_layers(SAMPLE, "sample"),
         "small-batch": lambda: draw_small_batch(read_result(args.result)),
         "widths": lambda: draw_widths(read_result(args.result, "figure11")),
+        "ranks": lambda: draw_ranks(read_ranks(args.result)),
     }[args.command]()
     save(figure, args.out)
     return 0

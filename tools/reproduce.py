@@ -139,6 +139,7 @@ def chosen(args: argparse.Namespace) -> tuple[Experiment, list[str]]:
     experiment = TABLES[args.table](args.scale, args.model)
     if args.lrs or args.scale == "paper":
         experiment.factors = tuple(args.lrs or (1.0,))
+        experiment.widen = False
     return experiment, list(dict.fromkeys(args.norms or experiment.norms))
 
 

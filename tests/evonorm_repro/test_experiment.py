@@ -8,8 +8,9 @@ import math
 
 import pytest
 
-from evonorm_repro.experiment import TUNING_SEED, Experiment, Metric, reproduce, summarise
+from evonorm_repro.experiment import TUNING_SEED, Experiment, Metric, reproduce
 from evonorm_repro.present import as_table, as_text
+from evonorm_repro.significance import summarise
 from evonorm_runs.errors import UserError
 from evonorm_runs.grid import run_jobs
 
@@ -23,7 +24,9 @@ class Scores(Experiment):
     baselines = ("A",)
     metrics = (Metric("score", "score"),)
     condition, conditions = "size", (8, 2)
+    clock = "epoch"
     short = ("SHORT", "1")
+    widen = False
 
     def __init__(self, tool):
         self.tool = tool
@@ -126,6 +129,57 @@ def test_overrides_go_to_every_run(tool, tmp_path):
     assert len(settings) == 3 + 2 and all(x["SHORT"] == "7" for x in settings)
 
 
+@pytest.mark.parametrize(
+    "best, factors, chosen",
+    [
+        (16.0, (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0), "16 x"),
+        (0.2, (0.125, 0.25, 0.5, 1.0, 2.0), "0.25 x"),
+        (1e9, (0.5, *(2.0**k for k in range(8))), "128 x"),  # there is an end
+    ],
+)
+def test_a_grid_is_widened_until_the_best_is_inside(tool, tmp_path, best, factors, chosen):
+    class Far(Scores):
+        condition, conditions = None, (None,)
+        held_out = ("PART", "val")
+        widen = True
+
+        def settings(self, norm, factor, condition):
+            return ["NORM", norm, "SCORE", f"-abs({factor} - {best})"]
+
+    experiment = Far(tool)
+    results = reproduce(experiment, ["A"], 1, tmp_path, run_jobs)
+    (row,) = results["rows"]
+    assert row["learning rate"] == chosen
+    assert {f"{factor:g} x" for factor in factors} == set(row["tuning"])
+    for file in tmp_path.glob("*/*/job.json"):
+        assert ("PART" in json.loads(file.read_text())["settings"]) == ("tuning" in str(file))
+    text = as_text(as_table(experiment, results))
+    assert "with a seed of its own, on images that no reported run is measured on" in text
+
+
+def test_the_order_over_the_training(tool, tmp_path):
+    class Curves(Scores):
+        factors = (1.0,)
+        scores = {"A": (1.0, 5.0, 9.0), "B": (2.0, 6.0, 8.0), "C": (0.0, 1.0, 2.0)}
+
+        def settings(self, norm, factor, condition):
+            return ["NORM", norm, "SIZE", str(condition)]
+
+        def history(self, folder):
+            one, two, three = self.scores[folder.name[0]]
+            return {0.3: one, 0.7: three if "_8_" in folder.name else two, 1.0: three}
+
+    experiment = Curves(tool)
+    results = reproduce(experiment, ["A", "B", "C"], 2, tmp_path, run_jobs)
+    lines = as_table(experiment, results)["notes"][-2:]
+    assert lines == [
+        "In the last third of the training, at 8 size, no two layers change places: the order is "
+        "settled.",
+        "In the last third of the training, at 2 size, these change places, so the order is not "
+        "settled: A and B.",
+    ]
+
+
 def test_one_seed_claims_nothing(tool, tmp_path):
     experiment = Scores(tool)
     experiment.factors = (1.0,)
@@ -171,4 +225,4 @@ def test_a_difference_is_claimed_only_beyond_the_spread(tool, tmp_path, values, 
     (found,) = results["comparisons"]
     assert found["metric"] == "score"
     assert (found["layer"], found["than"], found["verdict"]) == ("B", "A", verdict)
-    assert found["p"] == pytest.approx(welch(values, base), abs=1e-6)
+    assert found["p"] == found["p_holm"] == pytest.approx(welch(values, base), abs=1e-6)

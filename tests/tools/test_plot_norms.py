@@ -191,6 +191,22 @@ def test_widths(call, tmp_path):
     assert status == 2 and "not what reproduce.py figure11 writes" in err
 
 
+def test_ranks(call, tmp_path):
+    orders = [[0.5, ["A", "B"]], [1.0, ["B", "A"]]]
+    settling = [{"at": size, "orders": orders} for size in (8, 4, 2)]
+    record = {"rows": [{"layer": "A"}, {"layer": "B"}], "settling": settling}
+    *panels, empty = tool.draw_ranks({**record, "settling": [*settling, {"orders": []}]}).axes
+    assert [ax.get_title() for ax in [*panels, empty]] == ["8", "4", "2"]
+    assert lines(panels[0])["A"].get_xydata().tolist() == [[50, 1], [100, 2]]
+    assert lines(empty)["B"].get_xydata().tolist() == [[50, 2], [100, 1]]
+    file, out = tmp_path / "result.json", tmp_path / "ranks.svg"
+    file.write_text(json.dumps(record))
+    assert call("ranks", file, "-o", out) == (0, "", "") and out.stat().st_size > 10_000
+    file.write_text(json.dumps({**record, "settling": [{"at": None, "orders": []}]}))
+    status, _, err = call("ranks", file, "-o", tmp_path / "other.svg")
+    assert status == 2 and "no run was evaluated" in err
+
+
 def test_bad_arguments(call, tmp_path):
     kept = tmp_path / "kept.svg"
     kept.write_text("kept")

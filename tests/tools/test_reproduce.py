@@ -36,14 +36,18 @@ def test_table_3_from_nothing(call, tmp_path, monkeypatch):
         assert 0 < row["accuracy"]["mean"] <= 100
         assert f"{row['accuracy']['mean']:.1f}" in printed
     assert results["command"] == f"tools/reproduce.py {' '.join(arguments + short)}"
+    assert [share for share, _ in rows["BN-ReLU", 64]["history"]] == [0.5, 1.0]  # two epochs
+    assert rows["BN-ReLU", 64]["history"][-1][1] == rows["BN-ReLU", 64]["accuracy"]["mean"]
+    assert "At" not in printed and "so nobody knows whether the order is settled" in printed
     assert rows["BN-ReLU", 64]["paper"] == {"accuracy": "76.2"} and "76.2" in printed
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")}
     assert call(*arguments, *short)[0] == 0  # all is done
     assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*")} == written
     assert json.loads((out / "results.json").read_text())["rows"] == results["rows"]
-    status, _, err = call(*arguments, "--out", out, "SOLVER.EPOCHS", "3")
-    assert status == 2 and "settings (not SOLVER.EPOCHS 3): name another --out" in err
+    status, _, err = call(*arguments, "--out", out, "SOLVER.EPOCHS", "3", *short[2:])
+    assert status == 2
+    assert "settings (has SOLVER.EPOCHS 2, not SOLVER.EPOCHS 3): name another --out" in err
 
 
 def test_a_dry_run_prints_commands_and_costs_and_makes_nothing(call, tmp_path):
