@@ -116,7 +116,9 @@ def get_cfg() -> CfgNode:
     # Images that all but IS and FID look at, at most; by default 10,000, with the extractor of the
     # digits 2,000. 50,000 take minutes.
     c.TEST.SUBSET = None
-    c.TEST.EXTRACTOR = "inception-v3-compat"  # or "digits"
+    # Of features: or "digits", or a model of timm, such as "timm/vit_small_patch14_dinov2.lvd142m".
+    c.TEST.EXTRACTOR = "inception-v3-compat"
+    c.TEST.EXTRACTOR_WEIGHTS = ""  # a file for timm's model; by default timm downloads it
     c.TEST.INCEPTION_WEIGHTS = ""  # a file; by default where torch-fidelity keeps its own
     c.TEST.CACHE_DIR = "output/cache"  # of statistics of real images
     c.TEST.STOP_ON_COLLAPSE = False
@@ -152,13 +154,14 @@ def norm_options(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _check(cfg: CfgNode) -> None:
-    choices = {
+    choices: dict[str, tuple] = {
         "MODEL.RESOLUTION": (32, 64, 96, 128, 256, 512),
         "SOLVER.AMP": ("", "bf16", "fp16"),
-        "TEST.EXTRACTOR": ("inception-v3-compat", "digits"),
         "TEST.TRUNCATE_BY": ("resample", "scale"),
         "MODEL.D_32_ENDS_AT": (None, 4, 8),
     }
+    if not cfg.TEST.EXTRACTOR.startswith("timm/"):
+        choices["TEST.EXTRACTOR"] = ("inception-v3-compat", "digits", "timm/NAME")
     for key, known in choices.items():
         if value(cfg, key) not in known:
             raise UserError(

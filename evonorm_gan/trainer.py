@@ -581,6 +581,8 @@ class Evaluation:
         before = self.log.with_key(self.fid)
         state = run.state()
         for name, key, sign in (("fid", self.fid, -1), ("is", self.inception_score, 1)):
+            if key not in results:  # timm's models give no IS
+                continue
             best = all(sign * results[key] > sign * line[key] for line in before)
             if best and distributed.is_main():
                 write_checkpoint(run.folder / f"best_{name}.pth", state)

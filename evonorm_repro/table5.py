@@ -91,7 +91,7 @@ def table(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 )
     cfg = runs[0].cfg
     paper = (cfg.MODEL.RESOLUTION, cfg.MODEL.NUM_CLASSES) == (128, 1000)
-    paper = paper and cfg.TEST.EXTRACTOR != "digits"
+    paper = paper and cfg.TEST.EXTRACTOR == "inception-v3-compat"
     return [
         _row([run for run in runs if run.layer == layer], layer, cfg.TEST.EXTRACTOR, paper)
         for layer in _in_order({run.layer for run in runs} | set(TABLE_5 if paper else ()))

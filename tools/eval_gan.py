@@ -171,6 +171,8 @@ def evaluate_generator(args: argparse.Namespace) -> dict[str, Any]:
     for value in args.truncation_curve or [cfg.TEST.TRUNCATION]:
         check_statistics(G, own, cfg.TEST.STANDING_BATCHES, value, cfg.TEST.TRUNCATE_BY)
     evaluator = make_evaluator(cfg)
+    if args.truncation_curve and not evaluator.extractor.has_classes:
+        raise UserError(f"--truncation-curve needs IS, which {cfg.TEST.EXTRACTOR} does not give")
     G.to(evaluator.extractor.device)
     what = {"checkpoint": str(path), "step": step, "ema": not args.no_ema, "seed": args.seed}
     what |= {"samples": cfg.TEST.NUM_SAMPLES, **about(evaluator)}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch_fidelity
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch_fidelity.utils import create_feature_extractor
 from tqdm import tqdm
@@ -26,10 +26,11 @@ from evonorm_runs.files import atomic_write, read_checkpoint, sha256
 from . import digits_extractor
 from .digits_extractor import trained_weights
 from .inception import PUBLISHED, inception_weights
+from .timm_extractor import PREFIX, TimmExtractor
 
 log = logging.getLogger(__name__)
 
-# Of each extractor: the layer for FID, KID, precision and recall, and that for IS.
+# Of each extractor but timm's: the layer for all metrics but IS, and that for IS.
 LAYERS = {
     "inception-v3-compat": ("2048", "logits_unbiased"),
     digits_extractor.NAME: digits_extractor.LAYERS,
@@ -38,16 +39,20 @@ LAYERS = {
 WIDTH = {"inception-v3-compat": 2048, digits_extractor.NAME: digits_extractor.WIDTH}
 # Images, real ones and others, that KID, precision and recall look at unless TEST.SUBSET says how
 # many: quadratic in their number.
-SUBSET = {"inception-v3-compat": 10_000, digits_extractor.NAME: 2_000}
+SUBSET = {digits_extractor.NAME: 2_000}
+USUAL_SUBSET = 10_000
 
 
 class Extractor:
-    """One of torch-fidelity's feature extractors, fed by all processes.
+    """One of torch-fidelity's feature extractors, or a model of timm, fed by all processes.
 
     Attributes:
         name: cfg.TEST.EXTRACTOR.
-        weights: the file of its weights.
-        digest: the sha256 of that file.
+        weights: the file of its weights, None if timm has it.
+        digest: the sha256 of that file, or of the weights of timm's model.
+        layer: the name of the features.
+        width: of the features.
+        has_classes: whether there are logits too, for IS.
         device: where it runs.
 
     Raises:
@@ -57,16 +62,33 @@ class Extractor:
     def __init__(self, cfg: CfgNode, device: str | torch.device) -> None:
         self.name = cfg.TEST.EXTRACTOR
         self.device = torch.device(device)
+        self.has_classes = not self.name.startswith(PREFIX)
+        load = self._torch_fidelitys if self.has_classes else self._timms
+        self.model = load(cfg).to(self.device)
+
+    def _timms(self, cfg: CfgNode) -> nn.Module:
+        given = cfg.TEST.EXTRACTOR_WEIGHTS
+        self.weights = Path(given).expanduser() if given else None
+        for turn in range(distributed.world_size()):
+            if turn == distributed.rank():
+                model = TimmExtractor(self.name[len(PREFIX) :], self.weights)
+            distributed.barrier()
+        self.digest = _checksum(model.state_dict())
+        self.layer, self.width = "before the classifier", model.width()
+        return model
+
+    def _torch_fidelitys(self, cfg: CfgNode) -> nn.Module:
         find = inception_weights if self.name != digits_extractor.NAME else trained_weights
         for turn in range(distributed.world_size()):
             if turn == distributed.rank():  # the first on each disk trains or downloads them
                 self.weights = find(cfg)
             distributed.barrier()
         self.digest = sha256(self.weights)
+        self.layer, self.width = LAYERS[self.name][0], WIDTH[self.name]
         # torch-fidelity would run code found in the file; after this there is none.
         read_checkpoint(self.weights)
         try:
-            model = create_feature_extractor(
+            return create_feature_extractor(
                 self.name,
                 list(LAYERS[self.name]),
                 cuda=False,  # its default is True; the device is ours to choose
@@ -75,22 +97,23 @@ class Extractor:
             )
         except RuntimeError as error:  # a page of names and shapes
             raise UserError(f"{self.weights}: not the weights of {self.name}") from error
-        self.model = model.to(self.device)
 
     def describe(self) -> str:
         """One line: the extractor, the file of its weights, and its checksum."""
         if self.name == digits_extractor.NAME:
             about = digits_extractor.describe(self.weights)
+        elif not self.has_classes:
+            about = "a model of timm: not comparable with Inception"
         elif self.digest.startswith(PUBLISHED):
             about = "Inception of 2015-12-05, the published weights"
         else:
             about = "NOT the published Inception weights: not comparable with anything"
-        return f"extractor {self.name}: {about}; {self.weights}, sha256 {self.digest}"
+        return f"extractor {self.name}: {about}; {self.weights or 'timm'}, sha256 {self.digest}"
 
     def features(
         self, batches: Iterable[tuple[Tensor, int]], total: int | None, what: str
-    ) -> tuple[Tensor, Tensor] | None:
-        """All that :meth:`stream` yields, as two tensors; None but in the main process."""
+    ) -> tuple[Tensor, ...] | None:
+        """All that :meth:`stream` yields, whole; None but in the main process."""
         main = distributed.is_main()
         kept = [found for found in self.stream(batches, total, what) if main]
         return tuple(torch.cat(layer) for layer in zip(*kept)) if main else None
@@ -98,8 +121,8 @@ class Extractor:
     @torch.no_grad()
     def stream(
         self, batches: Iterable[tuple[Tensor, int]], total: int | None, what: str
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features of both layers of all processes' images, in order, batch by batch.
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Features, and logits if there are any, of all processes' images: in order, by batches.
 
         Args:
             batches: this process's :func:`share` of a batch, (n, 3, H, W) uint8, and the number
@@ -108,7 +131,7 @@ class Extractor:
             what: their name, there and in an error.
 
         Yields:
-            Two tensors (n, width), float32 on the CPU, in every process.
+            One or two tensors (n, width), float32 on the CPU, in every process.
 
         Raises:
             UserError: a feature is NaN or infinite; or there is no image.
@@ -126,7 +149,7 @@ class Extractor:
                             f"{seen} on; the weights in {self.weights} may be damaged"
                         )
                     found.append(whole.cpu())
-                yield found[0], found[1]
+                yield tuple(found)
                 seen += size
                 bar.update(size)
         if not seen:
@@ -154,7 +177,7 @@ def shares(num: int, batch_size: int) -> Iterator[tuple[Tensor, int]]:
 
 def subset_size(cfg: CfgNode) -> int:
     """The number of images, at most, that KID, precision and recall look at."""
-    return cfg.TEST.SUBSET or SUBSET[cfg.TEST.EXTRACTOR]
+    return cfg.TEST.SUBSET or SUBSET.get(cfg.TEST.EXTRACTOR, USUAL_SUBSET)
 
 
 def subset(num: int, limit: int) -> Tensor:
@@ -215,13 +238,14 @@ def real_statistics(
         "images": len(dataset),
         "subset": subset_size(cfg),
         "extractor": extractor.name,
-        "layer": LAYERS[extractor.name][0],
+        "layer": extractor.layer,
         "weights": extractor.digest,
         "torch-fidelity": torch_fidelity.__version__,
         "version": 2,  # of this code
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = Path(cfg.TEST.CACHE_DIR) / f"real-{extractor.name}-{digest[:16]}.pt"
+    name = extractor.name.replace("/", "-")
+    path = Path(cfg.TEST.CACHE_DIR) / f"real-{name}-{digest[:16]}.pt"
     found = _read_statistics(path, digest) if distributed.is_main() else None
     if _from_main(found is not None):
         return found, f"statistics of {len(dataset)} real images: {path}"
@@ -240,7 +264,7 @@ def real_statistics(
         return None, ""
     picked: list[Tensor] = []
     chosen = subset(len(dataset), subset_size(cfg))
-    mu, sigma = moments(_pick((features for features, _ in stream), chosen, picked))
+    mu, sigma = moments(_pick((found[0] for found in stream), chosen, picked))
     statistics = RealStatistics(mu, sigma, torch.cat(picked))
     with user_errors(OSError, prefix=f"{path}: "):
         path.parent.mkdir(parents=True, exist_ok=True)

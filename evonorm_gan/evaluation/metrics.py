@@ -29,7 +29,6 @@ from evonorm_runs import distributed
 from evonorm_runs.errors import UserError
 
 from .. import sampling
-from . import digits_extractor
 from .density import density_and_coverage
 from .features import Extractor, RealStatistics, share, shares, subset, subset_size
 from .reference import Reference, open_reference
@@ -64,9 +63,9 @@ def metric_key(name: str, extractor: str) -> str:
     >>> metric_key("FID", "digits")
     'FID-digits (not comparable with Inception)'
     """
-    if extractor == digits_extractor.NAME:
-        return f"{name}-{extractor} (not comparable with Inception)"
-    return name
+    if extractor == "inception-v3-compat":
+        return name
+    return f"{name}-{extractor.rpartition('/')[2]} (not comparable with Inception)"
 
 
 class Evaluator:
@@ -86,7 +85,8 @@ class Evaluator:
         self.extractor = Extractor(cfg, device)
         self._noted: set[tuple[str, int]] = set()
         images = reference.images
-        self.names = METRICS + COUNTS if images is not None else WITHOUT_IMAGES
+        names = METRICS + COUNTS if images is not None else WITHOUT_IMAGES
+        self.names = names if self.extractor.has_classes else names[names.index("FID") :]
         if images is not None:
             _check_number(len(images), "the real images")
         self.real, about_real = reference.statistics(self.extractor, cfg)
@@ -133,14 +133,15 @@ class Evaluator:
         parts = ((images[share(0, len(images))], len(images)) for images in batches)
         return self._metrics(self.extractor.features(parts, None, "images"))
 
-    def _metrics(self, features: tuple[Tensor, Tensor] | None) -> dict[str, float]:
+    def _metrics(self, features: tuple[Tensor, ...] | None) -> dict[str, float]:
         # The main process computes, and all learn what it found, or that there were too few.
         values = torch.full((1, len(self.names) + 1), torch.nan, dtype=torch.float64)
         if features is not None:
             num = values[0, -1] = len(features[0])
             self._note_number(num, "images")
             if num >= SPLITS:
-                found = compute_metrics(*features, self.real, subset_size(self.cfg))
+                logits = features[1] if self.extractor.has_classes else None
+                found = compute_metrics(features[0], logits, self.real, subset_size(self.cfg))
                 values[0, :-1] = values.new_tensor([found[name] for name in self.names])
         *values, num = distributed.gather(values)[0].tolist()
         _check_number(int(num), "the images")
@@ -161,23 +162,23 @@ class Evaluator:
 
 
 def compute_metrics(
-    features: Tensor, logits: Tensor, real: RealStatistics, limit: int
+    features: Tensor, logits: Tensor | None, real: RealStatistics, limit: int
 ) -> dict[str, float]:
     """METRICS and COUNTS from features of at least 10 images (N, width), logits (N, classes).
 
-    All but IS and FID look at no more than `limit` of the images, and need features of real ones.
+    Without logits there is no IS. All but IS and FID look at no more than `limit` of the images,
+    and need features of real ones.
     """
-    isc = isc_features_to_metric(logits, SPLITS, True, SETTINGS["rng_seed"])
+    values = {}
+    if logits is not None:
+        isc = isc_features_to_metric(logits, SPLITS, True, SETTINGS["rng_seed"])
+        values = {"IS": isc["inception_score_mean"], "IS_std": isc["inception_score_std"]}
     fid = fid_statistics_to_metric(
         fid_features_to_statistics(features.double()),
         {"mu": real.mu.astype(np.float64), "sigma": real.sigma},
         False,
     )
-    values = {
-        "IS": isc["inception_score_mean"],
-        "IS_std": isc["inception_score_std"],
-        "FID": fid["frechet_inception_distance"],
-    }
+    values["FID"] = fid["frechet_inception_distance"]
     if real.features is None:
         return values
     some = features[subset(len(features), limit)]

@@ -17,7 +17,7 @@ from evonorm_runs.images.files import KEYS, read_npz
 from evonorm_runs.images.sets import MemorySet
 
 from ..data import open_dataset, open_images
-from .features import WIDTH, Extractor, RealStatistics, real_statistics
+from .features import Extractor, RealStatistics, real_statistics
 
 NPZ_ERRORS = (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
 
@@ -28,8 +28,8 @@ class Reference:
 
     Attributes:
         images: None in a file of statistics only.
-        mu, sigma: of the features, (width,) and (width, width) float64, where a file has them; they
-            take the place of the images' own.
+        mu, sigma: of the features, (width,) and (width, width), where a file has them; they take
+            the place of the images' own.
         file: that file.
     """
 
@@ -40,6 +40,7 @@ class Reference:
 
     def statistics(self, extractor: Extractor, cfg: CfgNode) -> tuple[RealStatistics | None, str]:
         """As :func:`real_statistics`; FID is of the file's statistics, if there are any."""
+        self._check(extractor)
         found, about = None, ""
         if self.images is not None:
             found, about = real_statistics(self.images, extractor, cfg)
@@ -48,7 +49,21 @@ class Reference:
         about = f"{self.file}: its mu and sigma, for FID{about and '; for the others: '}{about}"
         if not distributed.is_main():
             return None, about
-        return RealStatistics(self.mu, self.sigma, found.features if found else None), about
+        mu, sigma = (x.astype(np.float64) for x in (self.mu, self.sigma))
+        return RealStatistics(mu, sigma, found.features if found else None), about
+
+    def _check(self, extractor: Extractor) -> None:
+        """Raise a UserError if mu and sigma can't be those of the extractor's features."""
+        if self.mu is None:
+            return
+        shapes, width = (self.mu.shape, self.sigma.shape), extractor.width
+        numbers = all(x.dtype.kind == "f" and np.isfinite(x).all() for x in (self.mu, self.sigma))
+        if shapes != ((width,), (width, width)) or not numbers:
+            raise UserError(
+                f"TEST.REFERENCE: {self.file}: mu {self.mu.dtype} {shapes[0]} and sigma "
+                f"{self.sigma.dtype} {shapes[1]} should be finite, ({width},) and ({width}, "
+                f"{width}), as the features of {extractor.name} have them"
+            )
 
 
 def open_reference(cfg: CfgNode) -> Reference:
@@ -83,21 +98,4 @@ def open_reference(cfg: CfgNode) -> Reference:
     if held & set(KEYS):
         pixels = read_npz(path, cfg.MODEL.RESOLUTION).contiguous()
         images = MemorySet(pixels, torch.zeros(len(pixels), dtype=torch.int64), ["all"])
-    if not moments:
-        return Reference(images)
-    return Reference(images, *_checked(*moments, path, cfg.TEST.EXTRACTOR), path)
-
-
-def _checked(
-    mu: np.ndarray, sigma: np.ndarray, path: Path, extractor: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """The two in float64, if they can be statistics of the extractor's features."""
-    width = WIDTH[extractor]
-    numbers = all(x.dtype.kind == "f" and np.isfinite(x).all() for x in (mu, sigma))
-    if mu.shape != (width,) or sigma.shape != (width, width) or not numbers:
-        raise UserError(
-            f"TEST.REFERENCE: {path}: mu {mu.dtype} {mu.shape} and sigma {sigma.dtype} "
-            f"{sigma.shape} should be finite, ({width},) and ({width}, {width}), as the features "
-            f"of {extractor} have them"
-        )
-    return mu.astype(np.float64), sigma.astype(np.float64)
+    return Reference(images, *moments, file=path) if moments else Reference(images)
