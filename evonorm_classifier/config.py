@@ -50,14 +50,21 @@ def get_cfg() -> CfgNode:
     c.MODEL.RECOMPUTE = False  # outputs of EvoNorms again in the backward pass, for less memory
 
     c.DATA = CfgNode()
-    c.DATA.NAME = "folder"  # ROOT/train and ROOT/val, a folder per class; "digits"; "garments"
+    # "folder": ROOT/train and ROOT/val, a folder per class; "shards": WebDataset's tar files in
+    # these two and ROOT/classes.txt, a name in each line; "digits"; "garments".
+    c.DATA.NAME = "folder"
     c.DATA.ROOT = "datasets/imagenet"
     c.DATA.VARIANTS = 1  # how many of the digits' 8 training images per scan are used
-    c.DATA.NUM_WORKERS = 8  # processes that decode a folder's images
+    c.DATA.NUM_WORKERS = 8  # processes that decode a folder's or shards' images
+    # Of shards: how many images there are, where all shards but the last hold equally many; 0: they
+    # are counted at each start, which reads the shards' headers.
+    c.DATA.TRAIN_IMAGES = 0
+    c.DATA.VAL_IMAGES = 0
+    c.DATA.SHUFFLE = 8192  # a worker's consecutive images that are shuffled with one another
 
     c.INPUT = CfgNode()
     c.INPUT.SIZE = 224  # pixels of a side
-    # The next three are of a folder's images.
+    # The next three are of a folder's and shards' images.
     c.INPUT.INTERPOLATION = "bilinear"  # or "bicubic"
     c.INPUT.AUGMENT = ""  # after crop and flip: "autoaugment" or "randaugment"
     # An evaluation takes the inner SIZE / (SIZE + CROP_PADDING) of the centre; 0: the inner 7/8.
@@ -103,7 +110,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
 def _check(cfg: CfgNode) -> None:
     choices = {
         "MODEL.NAME": MODELS,
-        "DATA.NAME": ("digits", "garments", "folder"),
+        "DATA.NAME": ("digits", "garments", "folder", "shards"),
         "INPUT.INTERPOLATION": ("bilinear", "bicubic"),
         "INPUT.AUGMENT": ("", "autoaugment", "randaugment"),
         "SOLVER.SCHEDULE": ("multistep", "cosine", "staircase"),
@@ -124,6 +131,8 @@ def _check(cfg: CfgNode) -> None:
     recipe = ("STAIR_EPOCHS", "STAIR_FACTOR", "RMSPROP_EPS")
     positive = [f"SOLVER.{key}" for key in (*counts, *recipe)]
     check_more_than_zero(cfg, *positive, "MODEL.WIDTH", "INPUT.SIZE", "TEST.BATCH_SIZE")
+    check_more_than_zero(cfg, "DATA.SHUFFLE")
+    check_not_negative(cfg, "DATA.TRAIN_IMAGES", "DATA.VAL_IMAGES")
     check_not_negative(cfg, "SEED", "MODEL.NUM_GROUPS", "MODEL.EVONORM.GROUP_SIZE")
     zero = ("WARMUP_EPOCHS", "WEIGHT_DECAY", "LOG_PERIOD")
     check_not_negative(cfg, "DATA.NUM_WORKERS", *(f"SOLVER.{key}" for key in zero))

@@ -17,6 +17,8 @@ from evonorm_runs.images.digits import VARIANTS, make_digits
 from evonorm_runs.images.garments import CLASSES, load_garments
 from evonorm_runs.random_state import mix
 
+from .shards import ShardImages, nearly_sequential, read_classes
+
 Batches = Iterator[tuple[Tensor, Tensor]]
 Prepare = Callable[[Image.Image], Tensor]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours
@@ -35,7 +37,8 @@ def open_data(cfg: CfgNode) -> tuple[Any, Any]:
         chosen = torch.arange(len(labels)) % VARIANTS["train"] < cfg.DATA.VARIANTS
         train = DigitsSet(images[chosen], labels[chosen])
         return train, DigitsSet(*make_digits("val", cfg.INPUT.SIZE))
-    train, val = (FolderSet(cfg, split) for split in ("train", "val"))
+    kind = SETS[cfg.DATA.NAME]
+    train, val = (kind(cfg, split) for split in ("train", "val"))
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(f"{cfg.DATA.ROOT}: train and val differ in classes, as in {differing[0]!r}")
@@ -108,7 +111,6 @@ class FolderSet:
 
     def __init__(self, cfg: CfgNode, split: str) -> None:
         from torchvision import transforms as T  # slow to import
-        from torchvision.datasets import ImageFolder
 
         transform = self.prepare(cfg)
         if split == "train":
@@ -120,13 +122,22 @@ class FolderSet:
             if cfg.INPUT.AUGMENT:
                 cut.append(extra[cfg.INPUT.AUGMENT](**options))
             transform = T.Compose([*cut, T.ToTensor(), T.Normalize(MEAN, STD)])
-        with user_errors(OSError, prefix="DATA.ROOT: "):
-            self.images = ImageFolder(str(Path(cfg.DATA.ROOT).expanduser() / split), transform)
+        self.images = self._open(cfg, split, transform)
         self.classes = self.images.classes
         self.options = {
             "num_workers": cfg.DATA.NUM_WORKERS,
             "pin_memory": cfg.DEVICE.startswith("cuda"),
         }
+
+    def _open(self, cfg: CfgNode, split: str, transform: Prepare) -> Any:
+        from torchvision.datasets import ImageFolder  # slow to import
+
+        with user_errors(OSError, prefix="DATA.ROOT: "):
+            return ImageFolder(str(Path(cfg.DATA.ROOT).expanduser() / split), transform)
+
+    def where(self, index: int) -> str:
+        """What a message says of where an image is."""
+        return self.images.samples[index][0]
 
     @staticmethod
     def prepare(cfg: CfgNode) -> Prepare:
@@ -150,45 +161,68 @@ class FolderSet:
 
     def drawn(self, seed: int) -> torch.utils.data.Dataset:
         """The images and labels one by one, with an epoch's random transforms."""
-        return _Drawn(self.images, seed)
+        return _Drawn(self, seed)
+
+
+class ShardSet(FolderSet):
+    """The images in the shards ROOT/SPLIT/*.tar; ROOT/classes.txt names their classes."""
+
+    def _open(self, cfg: CfgNode, split: str, transform: Prepare) -> ShardImages:
+        root, key = Path(cfg.DATA.ROOT).expanduser(), f"{split.upper()}_IMAGES"
+        num, classes = cfg.DATA[key], read_classes(root)
+        return ShardImages(root / split, num, f"DATA.{key}", classes, transform)
+
+    def where(self, index: int) -> str:
+        """As :meth:`FolderSet.where`."""
+        shard, number = self.images.place(index)
+        return f"{self.images.files[shard]}: image {number}"
+
+    def order(self, cfg: CfgNode, generator: torch.Generator) -> Tensor:
+        """An epoch's order for :func:`worker_batches`."""
+        return nearly_sequential(self.images.ends, cfg, generator)
 
 
 class _Drawn(torch.utils.data.Dataset):
     """Images whose random transforms do not depend on which process makes them, or when."""
 
-    def __init__(self, images: Any, seed: int) -> None:
-        self.images, self.seed = images, seed
+    def __init__(self, images: FolderSet, seed: int) -> None:
+        self.set, self.seed = images, seed
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.set)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path = self.images.samples[index][0]
-        with torch.random.fork_rng(devices=[]), user_errors(OSError, prefix=f"{path}: "):
+        where = f"{self.set.where(index)}: "
+        with torch.random.fork_rng(devices=[]), user_errors(OSError, prefix=where):
             torch.manual_seed(seed_of(self.seed, index))
-            return self.images[index]
+            return self.set.images[index]
 
 
-SETS = {"digits": DigitsSet, "garments": GarmentsSet, "folder": FolderSet}
+SETS = {"digits": DigitsSet, "garments": GarmentsSet, "folder": FolderSet, "shards": ShardSet}
+Order = Callable[[CfgNode, torch.Generator], Tensor]
 
 
 def worker_batches(
-    num: int, epoch: int, cfg: CfgNode, rank: int, world_size: int
+    num: int, epoch: int, cfg: CfgNode, rank: int, world_size: int, order: Order | None = None
 ) -> Iterator[list[int]]:
     """The indices of a process's batches in an epoch, in the order of the steps and workers.
 
     Process r of P takes the workers from r * WORKERS / P on. The epoch's order of the `num` images
     and each worker's share of it do not depend on the number of processes; the images left over
     after the last whole step are left out.
+
+    Args:
+        order: gives the epoch's order; None for any order of all images.
     """
     n, workers = cfg.SOLVER.IMS_PER_WORKER, cfg.SOLVER.WORKERS
     generator = torch.Generator().manual_seed(seed_of(cfg.SEED, epoch))
-    order = torch.randperm(num, generator=generator).tolist()
+    indices = order(cfg, generator) if order else torch.randperm(num, generator=generator)
+    indices = indices.tolist()
     own = range(rank * workers // world_size, (rank + 1) * workers // world_size)
     for step in range(num // (n * workers)):
         for worker in own:
             first = (step * workers + worker) * n
-            yield order[first : first + n]
+            yield indices[first : first + n]
 
 
 def val_batches(num: int, batch_size: int, rank: int, world_size: int) -> Iterator[list[int]]:

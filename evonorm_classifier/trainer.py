@@ -43,6 +43,8 @@ MAY_DIFFER = {
     "SOLVER.LOG_PERIOD",
     "DATA.ROOT",
     "DATA.NUM_WORKERS",
+    "DATA.TRAIN_IMAGES",
+    "DATA.VAL_IMAGES",
     "TEST.BATCH_SIZE",
 }
 RESULTS = ("train_accuracy", "accuracy", "top5_accuracy", "val_loss")
@@ -119,7 +121,7 @@ def say_decoding_rate(cfg: CfgNode, train_set: FolderSet) -> None:
 
 def train_batches(run: ClassifierRun, train_set: DigitsSet | FolderSet) -> Batches:
     """The batches of this process's workers, in turn, after the steps that are done."""
-    own = run.cfg, distributed.rank(), distributed.world_size()
+    own = run.cfg, distributed.rank(), distributed.world_size(), getattr(train_set, "order", None)
     done = run.step % run.steps * len(run.workers)  # batches done of the current epoch
     for epoch in range(run.epoch + 1, run.cfg.SOLVER.EPOCHS + 1):
         chosen = itertools.islice(worker_batches(len(train_set), epoch, *own), done, None)

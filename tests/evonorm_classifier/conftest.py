@@ -1,4 +1,4 @@
-"""The config of a classifier's run of a second, and images for it."""
+"""Configs of a classifier's run, and images for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from evonorm_classifier import trainer
 from evonorm_classifier.config import load_config
@@ -48,3 +49,24 @@ def noise(monkeypatch):
     )
     monkeypatch.setattr(trainer, "open_data", lambda cfg: sets)
     return sets
+
+
+@pytest.fixture
+def cfg():
+    """cfg(*KEY VALUE): of the digits."""
+    return lambda *overrides: load_config(
+        str(CONFIGS / "digits.yaml"), ["DEVICE", "cpu", *map(str, overrides)]
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six training and three validation images of noise in three classes, of differing sizes."""
+    generator = torch.Generator().manual_seed(0)
+    for split, num in (("train", 6), ("val", 3)):
+        for i in range(num):
+            noise = torch.randint(256, (40 + i, 50, 3), generator=generator, dtype=torch.uint8)
+            path = tmp_path / split / "abc"[i % 3] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise.numpy()).save(path)
+    return tmp_path

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from evonorm_classifier import data, loading
-from evonorm_classifier.config import load_config
 from evonorm_classifier.data import open_data, seed_of, val_batches, worker_batches
 from evonorm_classifier.trainer import train
 from evonorm_runs.errors import UserError
@@ -21,25 +20,6 @@ from evonorm_runs.images.garments import load_garments
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "classification" / "digits.yaml")
 cached_digits = cache(make_digits)
-
-
-@pytest.fixture
-def cfg():
-    """cfg(*KEY VALUE): of the digits."""
-    return lambda *overrides: load_config(CONFIG, ["DEVICE", "cpu", *map(str, overrides)])
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Six training and three validation images of noise in three classes, of differing sizes."""
-    generator = torch.Generator().manual_seed(0)
-    for split, num in (("train", 6), ("val", 3)):
-        for i in range(num):
-            noise = torch.randint(256, (40 + i, 50, 3), generator=generator, dtype=torch.uint8)
-            path = tmp_path / split / "abc"[i % 3] / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noise.numpy()).save(path)
-    return tmp_path
 
 
 def of_folder(cfg, folder, *overrides):
