@@ -1,4 +1,4 @@
-"""The batch of a step in parts, for less memory: `SOLVER.ACCUMULATE`."""
+"""The batch of a step in parts, for less memory: `SOLVER.ACCUMULATE`. AMP on a CPU."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class InParts(SimpleTrainer):
     """
 
     parts = 1
+    precision: torch.dtype | None = None  # of automatic mixed precision
     grad_scaler: torch.amp.GradScaler | None = None
 
     def run_step(self) -> None:
@@ -43,11 +44,11 @@ class InParts(SimpleTrainer):
 
     def _losses(self, images: list[dict]) -> dict[str, Tensor]:
         """The losses of a part over the number of parts, after the backward pass."""
-        amp = self.grad_scaler is not None
-        with torch.autocast("cuda", getattr(self, "precision", torch.float16), enabled=amp):
+        device = "cpu" if on_cpu(self.model) else "cuda"
+        with torch.autocast(device, self.precision, enabled=self.precision is not None):
             losses = {name: x / self.parts for name, x in self.model(images).items()}
             total = sum(losses.values())
-        (self.grad_scaler.scale(total) if amp else total).backward()
+        (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
         return {name: x.detach() for name, x in losses.items()}
 
     def _gradients_stay_here(self, here: bool) -> contextlib.AbstractContextManager:
@@ -57,23 +58,32 @@ class InParts(SimpleTrainer):
 
 
 class AMPInParts(InParts, AMPTrainer):
-    """The same with Detectron2's automatic mixed precision."""
+    """The same with Detectron2's automatic mixed precision on a GPU."""
+
+    precision = torch.float16
 
 
 def in_parts(trainer: SimpleTrainer, parts: int) -> SimpleTrainer:
     """A trainer of the same model, data and optimizer that takes each batch in parts."""
-    kind = AMPInParts if isinstance(trainer, AMPTrainer) else InParts
+    amp, cpu = isinstance(trainer, AMPTrainer), on_cpu(trainer.model)
+    kind = AMPInParts if amp and not cpu else InParts
     new = kind(trainer.model, trainer.data_loader, trainer.optimizer)
     new.parts = parts
+    if amp and cpu:  # bfloat16 has float32's range, so gradients need no scaling
+        new.precision = torch.bfloat16
     _tell_of_batch_statistics(new.model, parts)
     return new
+
+
+def on_cpu(model: nn.Module) -> bool:
+    return next(model.parameters()).device.type == "cpu"
 
 
 def _tell_of_batch_statistics(model: nn.Module, parts: int) -> None:
     ours = [m for m in model.modules() if getattr(m, "batch_dependent", False) and m.training]
     kinds = Counter(type(layer).__name__ for layer in get_bn_modules(model))
     kinds.update(str(getattr(layer, "norm_act", type(layer).__name__)) for layer in ours)
-    if kinds:
+    if kinds and parts > 1:
         logging.getLogger(__name__).warning(
             "SOLVER.ACCUMULATE is %d: statistics of the batch are those of a part, in %s, so a "
             "step is not that of the whole batch",

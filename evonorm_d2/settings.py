@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.solver import build_lr_scheduler
 from PIL import Image
 
@@ -36,8 +37,18 @@ def check_settings(cfg: CfgNode, training: bool, processes: int = 1) -> None:
             f"TEST.KEYPOINT_OKS_SIGMAS is {sigmas}, but COCO's evaluation needs a number for each "
             f"of the {keypoints} keypoints (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS); [] is COCO's 17"
         )
+    if cfg.TEST.AUG.ENABLED and (_kind(cfg) is not GeneralizedRCNN or cfg.MODEL.KEYPOINT_ON):
+        raise UserError(
+            "TEST.AUG.ENABLED is True, but Detectron2's test-time augmentation takes a "
+            "MODEL.META_ARCHITECTURE GeneralizedRCNN without keypoints only"
+        )
     if training:
         _check_training(cfg, processes)
+
+
+def _kind(cfg: CfgNode) -> type | None:
+    name = cfg.MODEL.META_ARCHITECTURE
+    return META_ARCH_REGISTRY.get(name) if name in META_ARCH_REGISTRY else None
 
 
 def _check_device(device: str) -> None:
@@ -63,10 +74,10 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, but should be a multiple of the "
             f"{processes} processes (--num-gpus times --num-machines)"
         )
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith(("cuda", "cpu")):
         raise UserError(
-            f"SOLVER.AMP.ENABLED is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE}, and Detectron2's "
-            "AMP needs a GPU: set SOLVER.AMP.ENABLED False"
+            f"SOLVER.AMP.ENABLED is True, but MODEL.DEVICE is {cfg.MODEL.DEVICE}: AMP needs a "
+            "GPU or a CPU; set SOLVER.AMP.ENABLED False"
         )
     check_fraction(cfg, "SOLVER.EMA_DECAY")
     check_wandb(cfg)

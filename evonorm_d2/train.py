@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -13,17 +13,10 @@ from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.evaluation import (
-    COCOEvaluator,
-    COCOPanopticEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-    verify_results,
-)
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
@@ -38,22 +31,16 @@ from evonorm_runs.errors import UserError, disk_errors, one_line, user_errors
 from evonorm_runs.folder import CONFIG, METRICS, dump_line, keep_lines, read_metrics
 
 from . import average, solver
-from .accumulate import in_parts
+from .accumulate import in_parts, on_cpu
 from .best import BestCheckpoint, EnoughEvaluations, Patience
 from .checkpoint import Checkpointer, RandomState, kept_random_state
 from .config import add_evonorm_config
 from .data.check import check_data
+from .evaluators import MAIN_FIGURES, build_evaluator, check_types
 from .loader import TrainLoader, build_test_loader, check_names
 from .settings import check_settings
 from .wandb_writer import WandbWriter
 
-# The evaluators of Detectron2 for each of its types of data sets.
-EVALUATORS = {
-    "coco": [COCOEvaluator],
-    "sem_seg": [SemSegEvaluator],
-    "coco_panoptic_seg": [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator],
-}
-MAIN_FIGURES = ("AP", "mIoU", "PQ")  # of those evaluators: ends of keys
 # What may differ when a run is resumed. Any other key would make it another run or its evaluations
 # not comparable, or has its value in the checkpoint, like the learning rate.
 MAY_DIFFER = {
@@ -83,8 +70,11 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        super().__init__(cfg)
-        if cfg.SOLVER.ACCUMULATE > 1:
+        with warnings.catch_warnings():
+            # On a CPU Detectron2 makes a scaler, and PyTorch warns that there is no GPU for it.
+            warnings.filterwarnings("ignore", ".*torch.cuda.amp.GradScaler")
+            super().__init__(cfg)
+        if cfg.SOLVER.ACCUMULATE > 1 or (cfg.SOLVER.AMP.ENABLED and on_cpu(self.model)):
             self._trainer = in_parts(self._trainer, cfg.SOLVER.ACCUMULATE)
 
     @classmethod
@@ -115,10 +105,9 @@ class Trainer(DefaultTrainer):
             result.insert(first_saver, average.UpdateAverage(self.average))
         writers = [x for hook in result for x in getattr(hook, "_writers", [])]
         place = next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
-        func = result[place]._func if self.average is None else self._evaluate_average
-        result[place] = Evaluation(result[place]._period, func, writers)
+        result[place] = Evaluation(result[place]._period, self._evaluate, writers)
         if self.cfg.TEST.PATIENCE:
-            result.insert(place + 1, Patience(self.cfg, func))
+            result.insert(place + 1, Patience(self.cfg, self._evaluate))
         if self.cfg.TEST.BEST_METRIC and comm.is_main_process():
             result.insert(place + 1, BestCheckpoint(self.cfg, self.checkpointer))
         return [*result, StopOnSigterm()]
@@ -127,9 +116,13 @@ class Trainer(DefaultTrainer):
         wandb = [WandbWriter(self.cfg)] if self.cfg.WANDB_PROJECT else []
         return [*super().build_writers(), *wandb]
 
-    def _evaluate_average(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.average.module)
-        return self._last_eval_results
+    def _evaluate(self) -> dict[str, Any]:
+        model = self.model if self.average is None else self.average.module
+        results = self.test(self.cfg, model)
+        if self.cfg.TEST.AUG.ENABLED and self.iter + 1 >= self.max_iter:
+            results.update(self.test_augmented(self.cfg, model))
+        self._last_eval_results = results
+        return results
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -146,7 +139,11 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        state = state_dict["_trainer"]
+        scaler = getattr(self._trainer, "grad_scaler", None)
+        if scaler is not None:  # which a run on a CPU has none of
+            state = {"grad_scaler": scaler.state_dict(), **state}
+        self._trainer.load_state_dict(state)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -168,6 +165,15 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         with kept_random_state():  # a run does not depend on when it is evaluated
             return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_augmented(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Test with Detectron2's test-time augmentation (TEST.AUG); keys end in _TTA."""
+        augmented = GeneralizedRCNNWithTTA(cfg, model).train(model.training)
+        folder = "inference_TTA"
+        evaluators = [build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        found = cls.test(cfg, augmented, evaluators)
+        return {f"{key}_TTA": value for key, value in found.items()}
 
 
 class Evaluation(hooks.EvalHook):
@@ -292,30 +298,10 @@ def average_over_processes(layers: Iterable[nn.Module]) -> None:
             buffer /= comm.get_world_size()
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-    """Detectron2's evaluators for a data set; results go to OUTPUT_DIR/inference.
-
-    With several data sets in DATASETS.TEST, each has a folder of its name there.
-    """
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-    if len(cfg.DATASETS.TEST) > 1:
-        folder = os.path.join(folder, dataset_name)
-    kinds = EVALUATORS[MetadataCatalog.get(dataset_name).evaluator_type]
-    options = {COCOEvaluator: {"kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS}}
-    return DatasetEvaluators(
-        [kind(dataset_name, output_dir=folder, **options.get(kind, {})) for kind in kinds]
-    )
-
-
 def check_run(
     cfg: CfgNode, resume: bool, eval_only: bool, num_gpus: int = 1, num_machines: int = 1
 ) -> None:
     """Raise UserError for what would later go wrong or overwrite something."""
-    if cfg.TEST.AUG.ENABLED:
-        raise UserError(
-            "TEST.AUG: for test-time augmentation run Detectron2's own train_net.py with "
-            "DETECTRON2_ENV_MODULE=evonorm_d2.env"
-        )
     available = torch.cuda.device_count() if cfg.MODEL.DEVICE.startswith("cuda") else 0
     if num_gpus * num_machines > 1 and num_gpus > available:
         raise UserError(
@@ -325,13 +311,7 @@ def check_run(
     check_settings(cfg, not eval_only, num_gpus * num_machines)
     train_sets = () if eval_only else cfg.DATASETS.TRAIN
     check_names([*train_sets, *cfg.DATASETS.TEST])
-    for name in cfg.DATASETS.TEST:
-        kind = MetadataCatalog.get(name).get("evaluator_type")
-        if kind not in EVALUATORS:
-            raise UserError(
-                f"DATASETS.TEST: {name} is data of type {kind}; supported are "
-                f"{', '.join(EVALUATORS)}"
-            )
+    check_types(train_sets, cfg.DATASETS.TEST)
     held = any(Path(cfg.OUTPUT_DIR).glob("*.pth"))
     if eval_only and not cfg.MODEL.WEIGHTS and not (resume and held):
         raise UserError(
@@ -392,6 +372,8 @@ def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         checkpointer = Checkpointer(model, save_dir=cfg.OUTPUT_DIR, cfg=cfg)
         rest = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_augmented(cfg, model))
     if comm.is_main_process():
         line = {"iteration": rest.get("iteration", 0), **flatten_results_dict(results)}
         path = Path(cfg.OUTPUT_DIR, METRICS)

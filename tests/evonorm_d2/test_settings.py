@@ -37,7 +37,6 @@ def config(tiny_run, digits_root, tmp_path):
         ("SOLVER.STEPS", "('a',)", "should hold numbers only"),
         ("SOLVER.LR_SCHEDULER_NAME", "Foo", "Unknown LR scheduler: Foo"),
         ("SOLVER.WARMUP_METHOD", "foo", "Unknown warmup method: foo"),
-        ("SOLVER.AMP.ENABLED", True, "MODEL.DEVICE is cpu"),
         ("DATALOADER.NUM_WORKERS", -1, "should not be negative"),
         ("DATASETS.TRAIN", "()", "is empty"),
         ("INPUT.MASK_FORMAT", "foo", "polygon or bitmask"),

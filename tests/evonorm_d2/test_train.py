@@ -394,8 +394,11 @@ class TestBeforehand:
         [
             ((), {"eval_only": True}, "--eval-only: nothing to evaluate"),
             ((), {"num_gpus": 2}, "--num-gpus 2: PyTorch sees 0"),
-            (("TEST.AUG.ENABLED", True), {}, "TEST.AUG"),
-            (("DATASETS.TEST", "('voc_2007_val',)"), {}, "voc_2007_val is data of type pascal_voc"),
+            (
+                ("TEST.AUG.ENABLED", True, "MODEL.META_ARCHITECTURE", "RetinaNet"),
+                {},
+                "TEST.AUG.ENABLED is True, but .* takes a MODEL.META_ARCHITECTURE GeneralizedRCNN",
+            ),
             (("DATASETS.TRAIN", "('none',)"), {}, "no data set is named 'none'"),
         ],
     )
