@@ -88,7 +88,7 @@ class Table2(Classification):
     """Accuracy of layers with batch statistics, and of random and searched baselines."""
 
     table = 2
-    paper_models = ("preact_resnet101", "mnasnet_b1", "efficientnet_b0", "efficientnet_b5")
+    models = tuple(CLASSIFIERS)
     norms = (
         *("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish"),
         *("Random", "Random+rej", "RS+rej", "EvoNormB0", "EvoNormB1", "EvoNormB2"),

@@ -38,8 +38,7 @@ class Experiment(ABC):
         title: the table's title, which says what the runs were measured on.
         tool: the training tool's path from the repository's root.
         config: the config's path from the repository's root.
-        models: at both scales; the first is the default.
-        paper_models: further ones, at the paper's size only.
+        models: the first is the default.
         norms: the rows.
         metrics: the columns; the learning rate is chosen by the first one.
         condition: the name of what is varied in addition to the norm, None if nothing is.
@@ -60,7 +59,6 @@ class Experiment(ABC):
     tool: str
     config: str
     models: tuple[str, ...] = ()
-    paper_models: tuple[str, ...] = ()
     norms: tuple[str, ...]
     metrics: tuple[Metric, ...]
     condition: str | None = None
@@ -74,11 +72,6 @@ class Experiment(ABC):
     baselines: tuple[str, ...] = ()
     median_and_best = False
     notes: tuple[str, ...] = ()
-
-    @classmethod
-    def models_at(cls, scale: str) -> tuple[str, ...]:
-        """The models that there are at a scale."""
-        return cls.models + (cls.paper_models if scale == "paper" else ())
 
     @abstractmethod
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:

@@ -35,11 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("table", choices=sorted(TABLES))
     parser.add_argument("--scale", choices=SCALES, default="small")
     models = "; ".join(f"{name}: {', '.join(t.models)}" for name, t in sorted(TABLES.items()))
-    more = ", ".join(TABLES["table2"].paper_models)
-    parser.add_argument(
-        "--model",
-        help=f"by default the first of {models}; at the paper's size table2 has {more} too",
-    )
+    parser.add_argument("--model", help=f"by default the first of {models}")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="3 by default")
     parser.add_argument("--norms", nargs="+", metavar="NORM", help="by default the paper's rows")
     parser.add_argument(
@@ -89,12 +85,10 @@ def main() -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    models = TABLES[args.table].models_at(args.scale)
+    models = TABLES[args.table].models
     args.model = args.model or models[0]
     if args.model not in models:
-        paper = TABLES[args.table].paper_models
-        more = f", and with --scale paper {', '.join(paper)}" if args.model in paper else ""
-        raise UserError(f"--model {args.model}: {args.table} has {', '.join(models)}{more}")
+        raise UserError(f"--model {args.model}: {args.table} has {', '.join(models)}")
     with user_errors(ValueError, prefix="--norms: "):
         for norm in args.norms or ():
             check_norm_act(norm)
@@ -148,7 +142,7 @@ def costs(args: argparse.Namespace) -> tuple[str, bool]:
     experiment, norms = chosen(args)
     options = args.seeds, args.out, args.opts, args.gpus, args.images_per_second
     table = TABLES[args.table]
-    others = [table(args.scale, x) for x in table.models_at(args.scale) if x != args.model]
+    others = [table(args.scale, x) for x in table.models if x != args.model]
     lines = [in_full(other, norms, args.seeds, args.opts) for other in others]
     more = ["", "The other models, by --model:", *lines] if lines else []
     return "\n".join([describe(experiment, norms, *options), *more]), True

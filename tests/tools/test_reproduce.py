@@ -83,8 +83,8 @@ def test_gpus_go_to_the_runs(monkeypatch):
     [
         (("table4", "--model", "R-18"), "--model R-18: table4 has R-50, R-101"),
         (
-            ("table2", "--model", "efficientnet_b5"),
-            "--model efficientnet_b5: table2 has preact_resnet, mobilenet_v2, and with --scale p",
+            ("table2", "--model", "vgg"),
+            "--model vgg: table2 has preact_resnet, preact_resnet101, mobilenet_v2, mnasnet_b1, ",
         ),
         (("table3", "--model", "mnasnet_b1"), "--model mnasnet_b1: table3 has preact_resnet, mob"),
         (("table2", "--dry-run", "--images-per-second", "0"), "--images-per-second must be"),

@@ -89,7 +89,7 @@ for module in list(sys.modules.values()):
         assert module.__file__.startswith(sys.prefix), module
 for table in TABLES.values():
     for scale in SCALES:
-        for model in table.models_at(scale):
+        for model in table.models:
             experiment = table(scale, model)
             assert (ROOT / experiment.config).is_file() and (ROOT / experiment.tool).is_file()
 """
