@@ -91,11 +91,11 @@ def test_lecam_begins_with_the_first_updates_means(tiny_cfg):
 
 
 def test_r1_passes_the_attention(tiny_cfg):
-    """Of which there is one from 128x128 on; its fused kernels have no second derivatives."""
-    D = Discriminator(128, 8, 3)
+    """Whose fused kernels have no second derivatives."""
+    D = Discriminator(32, 8, 3, attention=16)
     torch.nn.init.ones_(D.attention.gain)
     regularisers = Regularisers(tiny_cfg("SOLVER.R1_GAMMA", 1.0), CPU)
-    x, y = regularisers.inputs(torch.randn(2, 3, 128, 128), torch.zeros(2).long(), (1, 0, 1))
+    x, y = regularisers.inputs(torch.randn(2, 3, 32, 32), torch.zeros(2).long(), (1, 0, 1))
     with regularisers.forward_pass(1, 0):
         scores = D(x, y)
     r1_penalty(scores[:1], x).backward()

@@ -57,14 +57,14 @@ class TestResuming:
     @pytest.mark.parametrize(
         "overrides",
         [
-            ("MODEL.NORM", "EvoNormS0", "DATA.FLIP", True, "SOLVER.ORTHO_REG", 1e-4),
+            (
+                *("MODEL.NORM", "EvoNormS0", "DATA.FLIP", True, "SOLVER.ORTHO_REG", 1e-4),
+                *("SOLVER.R1_GAMMA", 1.0, "SOLVER.R1_PERIOD", 2, "SOLVER.LECAM", 0.3),
+                *("SOLVER.CR_REAL", 10.0, "SOLVER.CR_FAKE", 5.0),
+            ),
             ("MODEL.NORM", "BN-ReLU", "SOLVER.D_STEPS", 2, "SOLVER.ACCUMULATE", 2),
             ("SOLVER.AMP", "bf16", "SOLVER.CHANNELS_LAST", True),
             ("SOLVER.AMP", "fp16", "SOLVER.DIFF_AUGMENT", "color,translation,cutout"),
-            (
-                *("SOLVER.R1_GAMMA", 1.0, "SOLVER.R1_PERIOD", 2, "SOLVER.LECAM", 0.3),
-                *("SOLVER.CR_REAL", 10.0, "SOLVER.CR_FAKE", 5.0, "DATA.FLIP", True),
-            ),
         ],
     )
     def test_a_resumed_run_equals_an_uninterrupted_one(self, tiny_cfg, tmp_path, overrides, equal):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from evonorm_gan import export, image_set, sampling
+from evonorm_gan import export, sampling
 from evonorm_gan.checkpoint import load_generator, write_checkpoint
 from evonorm_gan.config import finish_config, get_cfg
 from evonorm_gan.models import build_generator
-from evonorm_runs import distributed
 
 CLASSES = ["cat", "dog", "owl"]
 SIDE, STEP, GAP = 32, 34, 2
@@ -111,6 +107,7 @@ def test_grid_of_all_classes(checkpoint, call, tmp_path):
     check(out, 3, 8, draw(checkpoint, latents(8).repeat(3, 1), y, batches=0, ema=False))
 
 
+@pytest.mark.parametrize("checkpoint", ["EvoNormS0"], indirect=True)
 def test_sheets_have_the_rows_of_the_grid(checkpoint, call, tmp_path):
     out = tmp_path / "sheets"
     status, text, _ = call("sheets", checkpoint, "-o", out, "--rows", 2, "--per-class", 4)
@@ -164,84 +161,23 @@ def test_export(checkpoint, call, tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint", ["BN-ReLU"], indirect=True)
-class TestImages:
-    """Some images in batches of 8."""
-
-    def read(self, folder):
-        files = sorted(folder.glob("*.png"))
-        return np.stack([np.asarray(Image.open(file)) for file in files])
-
-    def test_a_folder_a_zip_and_an_npz_hold_the_same(self, checkpoint, call, tmp_path):
-        options = ("-n", 21, "--balanced", "--seed", 4, "--truncation", 0.5)
-        for name in ("new/folder", "a.zip", "a.npz"):
-            status, text, _ = call("images", checkpoint, "-o", tmp_path / name, *options)
-            assert status == 0 and "21 images, 3 classes in turn, seed 4" in text
-        folder = tmp_path / "new" / "folder"
-        found = self.read(folder)
-        y = torch.arange(21) % 3
-        G = load_generator(checkpoint)[0]
-        sampling.standing_statistics(G, 2, 8, 4, 0.5)
-        with torch.no_grad():
-            expected = (G(latents(21, 4, 0.5), y).permute(0, 2, 3, 1).numpy() + 1) * 127.5
-        assert found.dtype == np.uint8 and np.abs(found - np.rint(expected)).max() <= 1
-        with np.load(tmp_path / "a.npz") as file:
-            assert np.array_equal(file["arr_0"], found) and file["arr_1"].tolist() == y.tolist()
-        labels = json.loads((folder / "dataset.json").read_text())["labels"]
-        assert labels == [[f"{i:06d}.png", i % 3] for i in range(21)]
-        with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-            assert archive.namelist() == [name for name, _ in labels] + ["dataset.json"]
-            for name in archive.namelist():
-                assert archive.read(name) == (folder / name).read_bytes()
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "a.zip", "new"]
-
-    def test_one_that_was_stopped_goes_on(self, checkpoint, call, tmp_path, monkeypatch):
-        whole, stopped = tmp_path / "whole.npz", tmp_path / "stopped.npz"
-        command = ("images", checkpoint, "-n", 32, "--classes", "owl", "cat", "-o")
-        assert call(*command, whole)[0] == 0
-        drawn = []
-        real = image_set.generate
-
-        def generate(G, z, y, batch_size):
-            drawn.append(len(z))
-            if len(drawn) == 3:
-                raise KeyboardInterrupt
-            return real(G, z, y, batch_size)
-
-        monkeypatch.setattr(image_set, "generate", generate)
-        status, _, error = call(*command, stopped)
-        assert status == 130 and "goes on" in error and not stopped.exists()
-        refused = call(*command, stopped, "--seed", 1, "--no-ema")
-        assert refused[0] == 2 and "begun with another --seed, --no-ema; delete it" in refused[2]
-        assert call(*command, stopped)[0] == 0
-        assert len(drawn) == 3 + 2, "what was drawn is not drawn again"
-        assert stopped.read_bytes() == whole.read_bytes()
-        assert [path.name for path in sorted(tmp_path.iterdir())] == ["stopped.npz", "whole.npz"]
-
-    def test_two_processes_draw_what_one_draws(self, checkpoint, call, tmp_path, monkeypatch):
-        command = ("images", checkpoint, "-n", 20, "-o")
-        assert call(*command, tmp_path / "one.npz")[0] == 0
-        monkeypatch.setattr(distributed, "world_size", lambda: 2)
-        monkeypatch.setattr(distributed, "barrier", lambda: None)
-        parts = tmp_path / "two.npz.parts"
-        for rank, drawn in ((0, [0, 2]), (1, [0, 1, 2])):
-            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-            if rank == 0:  # it does not wait here, and finds that the other's are missing
-                assert "0000001.npy" in call(*command, tmp_path / "two.npz")[2]
-            else:
-                assert call(*command, tmp_path / "two.npz")[0] == 0
-            assert [int(path.stem) for path in sorted(parts.glob("*.npy"))] == drawn
-        monkeypatch.setattr(distributed, "rank", lambda: 0)
-        assert call(*command, tmp_path / "two.npz")[0] == 0
-        assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
-
-    def test_nothing_of_others_is_written_to(self, checkpoint, call, tmp_path):
-        (tmp_path / "a.zip.parts").mkdir()
-        (tmp_path / "a.zip.parts" / "mine").write_text("kept")
-        status, _, error = call("images", checkpoint, "-o", tmp_path / "a.zip", "-n", 2)
-        assert status == 2 and "a.zip.parts: holds no images that were begun" in error
-        assert (tmp_path / "a.zip.parts" / "mine").read_text() == "kept"
-        status, _, error = call("images", checkpoint, "-o", tmp_path, "-n", 2)
-        assert status == 2 and "exists already" in error
+def test_images(checkpoint, call, tmp_path):
+    """Of classes in turn; tests/tools/test_eval_gan.py has all forms of classes at random."""
+    out = tmp_path / "new" / "a.npz"
+    command = ("images", checkpoint, "-n", 11, "--truncation", 0.5, "-o", out, "--seed", 4)
+    status, text, _ = call(*command, "--classes", "owl", "cat")
+    assert status == 0 and "11 images, 2 classes in turn, seed 4" in text
+    y = torch.tensor([2, 0]).repeat(6)[:11]
+    G = load_generator(checkpoint)[0]
+    sampling.standing_statistics(G, 2, 8, 4, 0.5)
+    with torch.no_grad():
+        expected = (G(latents(11, 4, 0.5), y).permute(0, 2, 3, 1).numpy() + 1) * 127.5
+    with np.load(out) as file:
+        assert np.abs(file["arr_0"] - np.rint(expected)).max() <= 1
+        assert file["arr_1"].tolist() == y.tolist()
+    assert [path.name for path in out.parent.iterdir()] == ["a.npz"]
+    status, _, error = call(*command, "--balanced")
+    assert status == 2 and "exists already" in error
 
 
 def test_a_wrong_export_is_one_line(checkpoint, call, tmp_path, monkeypatch):
