@@ -79,6 +79,9 @@ def test_a_process_that_is_killed_or_stopped_ends_both_and_the_run_goes_on(train
     train("killed")
     assert equal(checkpoint(whole), checkpoint(killed))
     assert lines(whole) == lines(killed)
+    found = [json.loads((run / "confusion.json").read_text()) for run in (whole, killed)]
+    assert found[0] == found[1]
+    assert sum(images for *_, images in found[0]["counts"]) == 18  # of both processes
 
     stopped = train("stopped", signal.SIGTERM, 8)
     assert checkpoint(stopped)["step"] == 8  # after the step, in both

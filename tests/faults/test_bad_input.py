@@ -81,6 +81,9 @@ train_classifier CONFIG SOLVER.MOMENTUM 1.0       | SOLVER.MOMENTUM is 1.0, but 
 train_classifier CONFIG SOLVER.LABEL_SMOOTHING 2. | SOLVER.LABEL_SMOOTHING is 2.0, but should be in [0, 1)
 train_classifier CONFIG DATA.NAME folder DATA.ROOT absent | DATA.ROOT: [Errno 2] No such file or directory: 'absent/train'
 train_classifier CONFIG DATA.NAME folder DATA.ROOT images | DATA.ROOT: Found no valid file
+train_classifier CONFIG DATA.NAME shards DATA.ROOT absent | DATA.ROOT: [Errno 2] No such file or directory: 'absent/classes.txt'
+train_classifier CONFIG DATA.SHUFFLE 0            | DATA.SHUFFLE is 0, but should be more than 0
+train_classifier CONFIG DATA.TRAIN_IMAGES -1      | DATA.TRAIN_IMAGES is -1, but should not be negative
 train_classifier CONFIG OUTPUT_DIR file           | OUTPUT_DIR: [Errno 17] File exists: 'file'
 train_net                                         | no config: name one with --config-file
 train_net --config-file model.py                  | model.py: loading a LazyConfig runs its code
