@@ -28,19 +28,19 @@ from evonorm_runs.errors import UserError, user_errors
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 LABEL = ".cls"
-OPEN = 64  # shards that a process keeps open
+INDEXED, OPEN = 4096, 128  # shards whose index a process keeps, and that it keeps open
 
 
-Place = tuple[int, int]  # of a file in a tar: where its bytes begin, and how many they are
+@functools.lru_cache(maxsize=INDEXED)
+def read_index(path: Path) -> Tensor:
+    """Where the images and their labels are in a tar, in its order: int64 (n, 4).
 
-
-def read_index(path: Path) -> list[tuple[Place, Place]]:
-    """The places of the images and of their labels, in the order of the file.
+    A row has the first byte and the size of the image, then those of the label.
 
     Raises:
         UserError: it can't be read, or an image lacks its label.
     """
-    found: dict[str, dict[str, Place]] = {}
+    found: dict[str, dict[str, tuple[int, int]]] = {}
     with user_errors(OSError, tarfile.TarError, prefix=f"{path}: "):
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -55,28 +55,25 @@ def read_index(path: Path) -> list[tuple[Place, Place]]:
         if len(parts) < 2:
             lacks = f"{LABEL} file" if LABEL not in parts else f"image ({', '.join(IMAGES)})"
             raise UserError(f"{path}: {key} has no {lacks}")
-    return [(parts["image"], parts[LABEL]) for parts in found.values()]
+    rows = [(*parts["image"], *parts[LABEL]) for parts in found.values()]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
 
 
-class Shard:
-    """An open shard. It raises the errors of :func:`read_index`."""
+class OpenShard:
+    """A file that is read at any place, by this process and by those forked from it."""
 
     def __init__(self, path: Path) -> None:
-        self.places = read_index(path)
-        with user_errors(OSError):
-            self.file = os.open(path, os.O_RDONLY)
+        self.file = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "file"):
             os.close(self.file)
 
-    def read(self, index: int) -> tuple[bytes, bytes]:
-        """The bytes of an image and of its label."""
-        image, label = (os.pread(self.file, size, at) for at, size in self.places[index])
-        return image, label
+    def read(self, first: int, size: int) -> bytes:
+        return os.pread(self.file, size, first)
 
 
-open_shard = functools.lru_cache(maxsize=OPEN)(Shard)
+open_shard = functools.lru_cache(maxsize=OPEN)(OpenShard)
 
 
 class ShardImages(Dataset):
@@ -104,7 +101,7 @@ class ShardImages(Dataset):
         if not self.files:
             raise UserError(f"DATA.ROOT: {folder} should hold shards, *.tar")
         if num:
-            most = len(open_shard(self.files[0]).places)
+            most = len(read_index(self.files[0]))
             rest = num - (len(self.files) - 1) * most
             if not 0 < rest <= max(most, 1):
                 raise UserError(
@@ -124,16 +121,18 @@ class ShardImages(Dataset):
         shard = bisect.bisect_right(self.ends, index)
         return shard, index - self.ends[shard] + self.counts[shard]
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        which, number = self.place(index)
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        which, number = self.place(i)
         file, expected = self.files[which], self.counts[which]
-        shard = open_shard(file)
-        if len(shard.places) != expected:
+        index = read_index(file)
+        if len(index) != expected:
             raise UserError(
-                f"{file} holds {len(shard.places)} images, but should hold {expected}, as all "
+                f"{file} holds {len(index)} images, but should hold {expected}, as all "
                 "shards but the last hold equally many; set the number of images to 0 to count them"
             )
-        data, label = shard.read(number)
+        first, size, label_first, label_size = index[number].tolist()
+        shard = open_shard(file)
+        data, label = shard.read(first, size), shard.read(label_first, label_size)
         if not label.strip().isdigit() or int(label) >= len(self.classes):
             raise UserError(
                 f"{file}: image {number}: its class is {label[:20]!r}, but should be a number "

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evonorm_classifier.data import open_data, worker_batches
-from evonorm_classifier.shards import nearly_sequential, open_shard
+from evonorm_classifier.shards import nearly_sequential, open_shard, read_index
 from evonorm_classifier.trainer import ClassifierRun, train_batches
 from evonorm_runs.errors import UserError
 
@@ -172,4 +172,5 @@ class TestWhatGoesWrong:
 def closed():
     """Afterwards no shard is kept open."""
     yield
+    read_index.cache_clear()
     open_shard.cache_clear()
