@@ -114,6 +114,8 @@ setup(
     name="evonorm-detection-gan",
     version="0.1.0",
     description="EvoNorm layers for PyTorch, in Detectron2 and in BigGAN-deep",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.9",
     packages=find_packages(include=["evonorm*"]),
@@ -160,7 +162,15 @@ setup(
             "tqdm",
         ],
         # Beside "detection" and "gan": the paper's tables, and the report over runs.
-        "repro": ["Jinja2", "Pillow", "PyYAML", "latex2mathml", "plotly", "tabulate"],
+        "repro": [
+            "Jinja2",
+            "Pillow",
+            "PyYAML",
+            "latex2mathml",
+            "plotly",
+            "scipy>=1.11",
+            "tabulate",
+        ],
         "labels": ["globox"],  # for folders of Pascal VOC's or YOLO's files in DATASETS.COCO
         "timm": ["timm"],  # for MODEL.TIMM of detectors, SOLVER.OPTIMIZER rmsprop of classifiers
         "wandb": ["wandb"],  # for WANDB_PROJECT of the three trainers
