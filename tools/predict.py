@@ -24,6 +24,7 @@ from evonorm_classifier.trained import RunClassifier, is_run
 from evonorm_runs.command_line import run_tool
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
+from evonorm_runs.folder import CONFIG
 from evonorm_runs.images.files import images_of
 
 RESULTS = "results.json"
@@ -57,6 +58,10 @@ def parse_arguments() -> argparse.Namespace:
 @run_tool("predict.py")
 def main() -> int:
     args = parse_arguments()
+    folder = args.run if args.run.is_dir() else args.run.parent
+    if not (folder / CONFIG).is_file():
+        tools = "train_net.py or train_classifier.py"
+        raise UserError(f"{args.run}: not a run of {tools}, which has a {CONFIG}")
     return classify(args) if is_run(args.run) else detect(args)
 
 

@@ -120,7 +120,7 @@ def test_what_is_refused(own, call, images, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.yaml").write_text("DATA: {NAME: digits}")
     cases = [
-        ((tmp_path, images), "not a run of train_net.py"),
+        ((tmp_path, images), "not a run of train_net.py or train_classifier.py, which has a c"),
         ((tmp_path / "empty", images), "it has no checkpoint yet"),
         ((tmp_path / "other", images), "a run of another tool than train_net.py"),
         ((run, tmp_path / "none.png"), "no such image or folder"),
