@@ -6,7 +6,9 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
@@ -23,12 +25,21 @@ from detectron2.evaluation import (
 
 from evonorm_runs.errors import UserError
 
+
+class CurrentLVISEvaluator(LVISEvaluator):
+    """Detectron2's, for the package lvis 0.5.3, which uses a name that NumPy 1.24 has removed."""
+
+    def evaluate(self) -> Any:
+        with mock.patch.object(np, "float", float, create=True):
+            return super().evaluate()
+
+
 # The evaluators of Detectron2 for each of its types of data sets.
 EVALUATORS = {
     "coco": [COCOEvaluator],
     "sem_seg": [SemSegEvaluator],
     "coco_panoptic_seg": [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator],
-    "lvis": [LVISEvaluator],
+    "lvis": [CurrentLVISEvaluator],
     "cityscapes_instance": [CityscapesInstanceEvaluator],
     "cityscapes_sem_seg": [CityscapesSemSegEvaluator],
     "pascal_voc": [PascalVOCDetectionEvaluator],
@@ -54,7 +65,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, folder: str = "inference") 
     options: dict[type, dict[str, Any]] = {
         COCOEvaluator: {"output_dir": folder, "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS},
         **dict.fromkeys(
-            (COCOPanopticEvaluator, LVISEvaluator, SemSegEvaluator), {"output_dir": folder}
+            (COCOPanopticEvaluator, CurrentLVISEvaluator, SemSegEvaluator), {"output_dir": folder}
         ),
     }
     return DatasetEvaluators([kind(dataset_name, **options.get(kind, {})) for kind in kinds])

@@ -53,7 +53,7 @@ def register():
 @pytest.mark.parametrize(
     "kind, expected, folder",
     [
-        ("lvis", "LVISEvaluator", True),
+        ("lvis", "LVISEvaluator", True),  # or a class derived from it
         ("cityscapes_instance", "CityscapesInstanceEvaluator", False),
         ("cityscapes_sem_seg", "CityscapesSemSegEvaluator", False),
     ],
@@ -67,7 +67,7 @@ def test_an_evaluator_for_each_type(
     (tmp_path / "x.json").write_text("{}")
     name = register(kind, json_file=str(tmp_path / "x.json"))
     (found,) = build_evaluator(config("DATASETS.TEST", f"('{name}',)"), name)._evaluators
-    assert type(found) is getattr(evaluation, expected)
+    assert isinstance(found, getattr(evaluation, expected))
     assert not folder or found._output_dir == str(tmp_path / "run/inference")
 
 
@@ -79,6 +79,30 @@ def test_a_package_that_is_missing_and_a_type_of_no_evaluator(config, register, 
             check_run(cfg, False, True)
     with pytest.raises(UserError, match="DATASETS.TEST: .* is data of type other; supported are"):
         check_run(config("DATASETS.TEST", f"('{register('other')}',)"), False, False)
+
+
+def test_lvis_figures(config, register, tmp_path):
+    """All objects of one class are found, and none of the other."""
+    pytest.importorskip("lvis")
+    square = [[2, 2, 12, 2, 12, 12, 2, 12]]
+    row = {"image_id": 1, "bbox": [2, 2, 10, 10], "area": 100, "segmentation": square}
+    image = {"id": 1, "width": 64, "height": 64}
+    categories = [{"id": i, "name": str(i), "frequency": "c", "image_count": 1} for i in (1, 2)]
+    content = {
+        "images": [{**image, "neg_category_ids": [], "not_exhaustive_category_ids": []}],
+        "annotations": [{**row, "id": i, "category_id": i} for i in (1, 2)],
+        "categories": categories,
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    name = register("lvis", json_file=str(tmp_path / "x.json"))
+    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = {1: 0, 2: 1}
+    evaluator = build_evaluator(config("DATASETS.TEST", f"('{name}',)"), name)
+    found = Instances((64, 64))
+    found.pred_boxes = Boxes(torch.tensor([[2.0, 2, 12, 12]]))
+    found.scores, found.pred_classes = torch.ones(1), torch.zeros(1).long()
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(50.0)
 
 
 def test_pascal_vocs_figures(config, tmp_path):
