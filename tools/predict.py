@@ -2,7 +2,8 @@
 
 A detector gives a picture of each image, and COCO's results in results.json, with a line for each
 object and the image's file_name in it. Images whose names are numbers, as COCO's are, have these as
-their image_id; else it is 1, 2, ...
+their image_id; else it is 1, 2, ... A video, such as a.mp4, gives a.mp4 with the objects drawn, and
+COCO's results in a.mp4.json, whose image_id is the number of the frame, from 0.
 
 A classifier prints the likeliest classes of each image with their probabilities. results.json has
 them too, an entry for each image.
@@ -92,16 +93,27 @@ def detect(args: argparse.Namespace) -> int:
         warnings.simplefilter("ignore", FutureWarning)
         from evonorm_d2.data import register_digits
         from evonorm_d2.predict import RunPredictor, find_images, image_ids, read_bgr
+        from evonorm_d2.video import is_video, predict_video
 
     if args.top is not None:
         raise UserError(f"--top is for classifiers, and {args.run} is none: see --threshold")
     threshold = 0.5 if args.threshold is None else args.threshold
-    images = find_images(args.images)
-    check_free(args, [RESULTS, *(f"{name}.png" for name in images)])
+    images = find_images([path for path in args.images if not is_video(path)])
+    videos = find_images([path for path in args.images if is_video(path)])
+    names = [RESULTS, *(f"{name}.png" for name in images)] if images else []
+    check_free(args, [*names, *(f"{name}.mp4{x}" for name in videos for x in ("", ".json"))])
     register_digits()
     predictor = RunPredictor(args.run, args.device)
     with user_errors(OSError):
         args.output.mkdir(parents=True, exist_ok=True)
+    for name, path in videos.items():
+        output = args.output / f"{name}.mp4"
+        frames = tqdm(predict_video(predictor, path, output, threshold), unit=" frames")
+        found = [predictor.results(objects, i) for i, objects in enumerate(frames)]
+        write_results(args, [row for rows in found for row in rows], f"{output.name}.json")
+        print(f"{output}: {sum(map(len, found))} objects in {len(found)} frames")
+    if not images:
+        return 0
     rows, broken = [], 0
     for (name, path), image_id in zip(tqdm(images.items()), image_ids(list(images))):
         try:
@@ -126,10 +138,12 @@ def check_free(args: argparse.Namespace, names: list[str]) -> None:
         raise UserError(f"{held[0]} exists: name another folder with -o, or add --overwrite")
 
 
-def write_results(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+def write_results(
+    args: argparse.Namespace, rows: list[dict[str, Any]], name: str = RESULTS
+) -> None:
     with user_errors(OSError):
         args.output.mkdir(parents=True, exist_ok=True)
-    with atomic_write(args.output / RESULTS) as file:
+    with atomic_write(args.output / name) as file:
         file.write(json.dumps(rows).encode())
 
 

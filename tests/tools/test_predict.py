@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -137,6 +138,36 @@ def test_what_is_refused(own, call, images, tmp_path):
         assert status == 2 and not out and reason in err.splitlines()[-1], (arguments, err)
     assert call(run, images, "--threshold", 2)[0] == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_video_gives_a_video_and_the_objects_of_each_frame(own, call, images, tmp_path):
+    run, _, model = own
+    source, frames = tmp_path / "clip.avi", [cv2.imread(str(p)) for p in sorted(images.iterdir())]
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (64, 64))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    status, out, err = call(run, source, "-o", tmp_path / "out", "--threshold", 0)
+    assert status == 0 and "clip.mp4: 15 objects in 3 frames" in out, err
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"clip.mp4", "clip.mp4.json"}
+    rows = json.loads((tmp_path / "out/clip.mp4.json").read_text())
+    assert [row["image_id"] for row in rows] == [0] * 5 + [1] * 5 + [2] * 5
+    read, drawn = cv2.VideoCapture(str(source)), cv2.VideoCapture(str(tmp_path / "out/clip.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FPS) == 5.0
+    for i in range(3):
+        plain, picture = read.read()[1], drawn.read()[1]
+        assert picture.shape == (64, 64, 3)
+        assert (np.abs(picture.astype(int) - plain).max(-1) > 40).mean() > 0.01
+        with torch.no_grad():
+            x = torch.as_tensor(plain.transpose(2, 0, 1).copy())
+            (found,) = model([{"image": x, "height": 64, "width": 64}])
+        scores = [row["score"] for row in rows if row["image_id"] == i]
+        assert scores == pytest.approx(found["instances"].scores.tolist(), rel=1e-4)
+    assert not drawn.read()[0]
+    source.write_bytes(b"no video")
+    status, _, err = call(run, source, "-o", tmp_path / "new")
+    assert status == 2 and f"{source}: OpenCV can't read a frame" in err.splitlines()[-1]
+    assert call(run, source, "-o", tmp_path / "out")[0] == 2  # clip.mp4 is there
 
 
 def test_ids_are_those_of_the_names_if_all_are_numbers():
