@@ -1,4 +1,4 @@
-"""Measure IS, FID, KID, precision, recall, density and coverage of a generator or of images.
+"""Measure IS, FID, KID, precision, recall, density, coverage of images, or print table 5.
 
   eval_gan.py output/gan/digits                           a run's newest checkpoint (or a file)
   eval_gan.py --config-file configs/gan/digits.yaml X     X: a folder, .zip or .npz of images

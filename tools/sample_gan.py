@@ -6,6 +6,7 @@ Several processes draw `images` together: torchrun --nproc_per_node=8 tools/samp
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Callable
@@ -59,7 +60,8 @@ def sheets(G: nn.Module, classes: list[str], args: argparse.Namespace) -> str:
     """A folder of grids, which together have a row of each class; z is the same in all."""
     take_statistics(G, args, args.truncation)
     made = args.output.with_name(f"{args.output.name}{PARTIAL}")
-    made.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(made, ignore_errors=True)  # of a call that was killed
+    made.mkdir(parents=True)
     width = len(str(len(classes) - 1))
     lines = []
     for start in range(0, len(classes), args.rows):
@@ -122,7 +124,7 @@ def images(G: nn.Module, classes: list[str], args: argparse.Namespace) -> str:
     num = args.num or args.own.TEST.NUM_SAMPLES
     take_statistics(G, args, args.truncation, args.seed)
     z, y = draw(G, num, args, args.truncation)
-    about = "classes at random"
+    about, chosen = "classes at random", None
     if args.balanced or args.classes:
         chosen = [find_class(classes, name) for name in args.classes or ()]
         chosen = chosen or list(range(len(classes)))
@@ -131,7 +133,7 @@ def images(G: nn.Module, classes: list[str], args: argparse.Namespace) -> str:
     settings = {
         "checkpoint": sha256(find_checkpoint(args.checkpoint)),
         "-n": num,
-        "--classes": y.unique().tolist() if args.classes else about,
+        "classes": chosen,
         "--seed": args.seed,
         "--truncation": args.truncation,
         "--truncate-by": args.truncate_by,

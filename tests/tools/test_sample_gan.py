@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import sample_gan as tool
 import torch
 from PIL import Image
 
@@ -161,7 +162,7 @@ def test_export(checkpoint, call, tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint", ["BN-ReLU"], indirect=True)
-def test_images(checkpoint, call, tmp_path):
+def test_images(checkpoint, call, tmp_path, monkeypatch):
     """Of classes in turn; tests/tools/test_eval_gan.py has all forms of classes at random."""
     out = tmp_path / "new" / "a.npz"
     command = ("images", checkpoint, "-n", 11, "--truncation", 0.5, "-o", out, "--seed", 4)
@@ -178,6 +179,13 @@ def test_images(checkpoint, call, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["a.npz"]
     status, _, error = call(*command, "--balanced")
     assert status == 2 and "exists already" in error
+
+    seen = []  # all that the images depend on
+    monkeypatch.setattr(tool, "write_image_set", lambda *args: seen.append(args[-1]))
+    for classes in (("owl", "cat"), ("cat", "owl")):
+        call("images", checkpoint, "-n", 2, "-o", tmp_path / "b.npz", "--classes", *classes)
+    assert [settings.pop("classes") for settings in seen] == [[2, 0], [0, 2]]
+    assert seen[0] == seen[1] and seen[0]["-n"] == 2
 
 
 def test_a_wrong_export_is_one_line(checkpoint, call, tmp_path, monkeypatch):
