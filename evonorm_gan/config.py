@@ -68,6 +68,7 @@ def get_cfg() -> CfgNode:
     c.DATA.NAME = ""
     c.DATA.ROOT = "datasets/imagenet/train"
     c.DATA.DOWNLOAD = False  # a set of torchvision's to ROOT, if it is not there
+    c.DATA.IN_MEMORY = False  # all images decoded at the start, in each process
     c.DATA.FLIP = True
     c.DATA.SKIP_CORRUPT = False
     c.DATA.NUM_WORKERS = 4

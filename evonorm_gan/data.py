@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from evonorm_runs import distributed
 from evonorm_runs.errors import UserError, printable
@@ -42,7 +44,33 @@ def open_dataset(cfg: CfgNode, split: str = "train") -> ImageSet:
             f"{cfg.DATA.NAME or cfg.DATA.ROOT} has {_classes(ds)}, "
             f"but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}"
         )
+    if cfg.DATA.IN_MEMORY and ds.images is None:
+        return hold_in_memory(ds, cfg.DATA.NUM_WORKERS)
     return ds
+
+
+def hold_in_memory(ds: ImageSet, num_workers: int = 0) -> MemorySet:
+    """The same images, all decoded now: 3 R R bytes each, in this process.
+
+    Raises:
+        UserError: they do not fit the machine's memory, or one is damaged.
+    """
+    size = len(ds) * 3 * ds.resolution**2
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise UserError(
+            f"DATA.IN_MEMORY: {len(ds)} images of {ds.resolution}x{ds.resolution} are "
+            f"{size / 2**30:,.0f} GiB, more than this machine's memory; set it to False"
+        )
+    images = torch.empty(len(ds), 3, ds.resolution, ds.resolution, dtype=torch.uint8)
+    labels, done = torch.empty(len(ds), dtype=torch.int64), 0
+    hidden = None if distributed.is_main() else True
+    with tqdm(total=len(ds), desc="into memory", unit="img", disable=hidden) as bar:
+        for some, classes in DataLoader(ds, 64, num_workers=num_workers):
+            at = slice(done, done + len(some))
+            images[at], labels[at] = some, classes
+            done += len(some)
+            bar.update(len(some))
+    return MemorySet(images, labels, ds.classes)
 
 
 def _open(cfg: CfgNode, split: str) -> ImageSet:

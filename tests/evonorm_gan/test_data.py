@@ -143,6 +143,21 @@ def test_workers_open_files_for_themselves(kind, request):
             assert torch.equal(mine, theirs)
 
 
+def test_a_set_held_in_memory_is_the_same(folder, monkeypatch):
+    cfg = config(root=folder)
+    ds = open_dataset(cfg)
+    cfg.DATA.IN_MEMORY, cfg.DATA.NUM_WORKERS = True, 0
+    held = open_dataset(cfg)
+    assert held.images.shape == (5, 3, 32, 32) and held.classes == ds.classes
+    assert torch.equal(held.labels, ds.labels)
+    there, here = (train_batches(x, 2, seed=0) for x in (ds, held))
+    for _ in range(4):
+        assert all(map(torch.equal, next(there), next(here)))
+    monkeypatch.setattr("evonorm_gan.data.os.sysconf", lambda name: 100)
+    with pytest.raises(UserError, match="DATA.IN_MEMORY: 5 images of 32x32 are 0 GiB, more than"):
+        open_dataset(cfg)
+
+
 def test_an_open_file_is_not_shared_between_processes(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("abc")
     opener = OpenFile(open, tmp_path / "file")
