@@ -62,6 +62,7 @@ ELSEWHERE = {
         "a GPU and COCO",
         "tests/evonorm_d2/test_head_recipes.py",
     ),
+    "tools/train_net.py --config-file mine.yaml": ("takes data", "tests/tools/test_predict.py"),
     "tools/train_net.py --config-file output/*": ("takes a run", "tests/tools/test_train_net.py"),
     "tools/train_net.py --num-gpus 8 *": ("GPUs and COCO", "tests/evonorm_d2/test_recipes.py"),
     "tools/train_net.py --config-file F *": ("usage", "tests/tools/test_train_net.py"),
@@ -123,6 +124,7 @@ ALIASES = {"--class", "--from", "-n"}  # options that argparse keeps under other
 LAUNCHER = {"--nproc_per_node"}  # torchrun's
 # A config that a command names, and that the command before it makes.
 MADE = {
+    "mine.yaml": "configs/detection/digits/mask_rcnn_digits_EvoNormS0.yaml",
     "photos128.yaml": "configs/gan/imagenet128.yaml",  # as the page has it
     "output/digits_EvoNormS0/config.yaml": (
         "configs/detection/digits/mask_rcnn_digits_EvoNormS0.yaml"

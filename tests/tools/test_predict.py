@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
@@ -18,6 +22,7 @@ from evonorm_classifier.config import load_config as load_classifier
 from evonorm_classifier.data import DigitsSet, open_data
 from evonorm_classifier.trainer import ClassifierRun
 from evonorm_d2.checkpoint import Checkpointer
+from evonorm_d2.data.own import _ours
 from evonorm_d2.loader import build_test_loader
 from evonorm_d2.predict import image_ids
 from evonorm_d2.run_config import load_config
@@ -138,6 +143,55 @@ def test_what_is_refused(own, call, images, tmp_path):
         assert status == 2 and not out and reason in err.splitlines()[-1], (arguments, err)
     assert call(run, images, "--threshold", 2)[0] == 2
     assert not (tmp_path / "out").exists()
+
+
+def squares(folder, name, numbers):
+    """Images of a square or a frame each, in COCO's format."""
+    random = np.random.default_rng(0)
+    content = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [{"id": 3, "name": "square"}, {"id": 8, "name": "frame"}]
+    for i in numbers:
+        x, y, side = (int(v) for v in random.integers((4, 4, 20), (30, 30, 30)))
+        pixels = random.integers(0, 60, (64, 64, 3)).astype(np.uint8)
+        pixels[y : y + side, x : x + side] = 200
+        if i % 2:
+            pixels[y + 5 : y + side - 5, x + 5 : x + side - 5] = 0
+        Image.fromarray(pixels).save(folder / f"images/{i}.png")
+        content["images"].append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
+        corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+        box = {"bbox": [x, y, side, side], "area": side * side, "segmentation": [corners]}
+        ids = {"id": i, "image_id": i, "category_id": 8 if i % 2 else 3, "iscrowd": 0}
+        content["annotations"].append({**box, **ids})
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_the_tutorials_way_from_twenty_images_to_predictions(call, monkeypatch, tmp_path, tiny_run):
+    """The page's config and commands, with the size and the schedule of a test."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs/tutorial-detectron2.md").read_text()
+    page = page[page.index("### Your own data") :]
+    (tmp_path / "configs").symlink_to(root / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging, "raiseExceptions", True)  # which the tool sets
+    (tmp_path / "mine.yaml").write_text(re.search("```yaml\n(.*?)```", page, re.S)[1])
+    (tmp_path / "my_data/images").mkdir(parents=True)
+    squares(tmp_path / "my_data", "train", range(1, 21))
+    squares(tmp_path / "my_data", "val", range(21, 25))
+    small = (*tiny_run("EvoNormS0")[1], "SOLVER.MAX_ITER", 4)
+    for line in re.search("```sh\n(.*?)```", page, re.S)[1].splitlines():
+        name, *arguments = line.removeprefix("python tools/").split()
+        extra = ("--threshold", 0) if name == "predict.py" else small
+        tool = importlib.import_module(name.removesuffix(".py"))
+        status, out, err = call(*arguments, *extra, tool=tool)
+        assert status == 0, err
+    rows = json.loads(Path("predicted/results.json").read_text())
+    assert rows and {row["category_id"] for row in rows} <= {3, 8}
+    assert {row["image_id"] for row in rows} <= set(range(1, 25))
+    assert len(list(Path("predicted").glob("*.png"))) == 24
+    for name in ("my_train", "my_val"):
+        DatasetCatalog.pop(name)
+        MetadataCatalog.pop(name)
+        _ours.discard(name)
 
 
 def test_a_video_gives_a_video_and_the_objects_of_each_frame(own, call, images, tmp_path):
