@@ -55,13 +55,16 @@ def test_model_is_what_the_name_says(path):
     with torch.device("meta"):
         model = build_model(cfg)
     norm = path.stem.rpartition("_")[2]
+    evo = norm.startswith("EvoNorm")
+    linear = cfg.MODEL.EVONORM.LINEAR
+    assert linear == ("GN" if evo and path.stem == f"mask_rcnn_digits_{norm}" else "")
     found = {layer.norm_act for layer in norm_acts(model)}
-    assert found == ({"BN": {"BN-ReLU"}, "GN": {"GN"} & found}).get(norm, {norm})
+    known = {"BN": {"BN-ReLU"}, "GN": {"GN"} & found}
+    assert found == known.get(norm, {norm, linear} - {""})
     if norm == "GN":
         assert any(isinstance(m, torch.nn.GroupNorm) for m in model.modules())
     depth = 101 if "R_101" in path.stem else 50
     count = sum(p.numel() for p in model.parameters())
-    evo = norm.startswith("EvoNorm")
     if path.parent.name in ("stock", "imagenet"):
         rpn = 2 * 256 + 256 * evo  # the norm of the RPN, which Detectron2's layout lacks
         assert round((count - rpn - V_STOCK[depth] * evo) / 1e6, 3) == STOCK[depth]

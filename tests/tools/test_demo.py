@@ -34,9 +34,9 @@ def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, digits_cache, monkey
     status, printed, _ = call()
     assert status == 0
     result = json.loads((tmp_path / "output/demo/result.json").read_text())
-    for norm in ("EvoNormS0", "GN"):
+    for norm in ("EvoNormS0", "GN", "BN"):
         row = result["norms"][norm]
-        assert row["iteration"] == 4 and 0 <= row["segm/AP"] <= 100 and row["time"] > 0
+        assert row["iteration"] == 4 and 0 <= row["segm/AP"] <= 100
         assert f"{norm:<24}{row['bbox/AP']:>10.1f}" in printed
     rows = result["gan"]
     key = "FID-digits (not comparable with Inception)"
