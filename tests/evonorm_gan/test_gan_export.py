@@ -12,7 +12,7 @@ from evonorm_gan.models.layers import SelfAttention
 from evonorm_gan.sampling import latents, standing_statistics
 from evonorm_runs.errors import UserError
 
-NORMS = ["EvoNormS0", "EvoNormB0", "BN-ReLU", "GN-ReLU"]
+NORMS = ["EvoNormS0", "EvoNormB0", "GN-ReLU"]
 
 
 def generator(norm, resolution=32, blocks=None):

@@ -95,7 +95,7 @@ train_net CONFIG MODEL.META_ARCHITECTURE Nothing  | No object named 'Nothing' fo
 train_net CONFIG MODEL.LOAD_PROPOSALS True        | MODEL.LOAD_PROPOSALS: proposal files are pickles
 train_net CONFIG DATASETS.TRAIN "('none',)"         | no data set is named 'none'
 train_net CONFIG DATASETS.TRAIN "('coco_2017_train',)" | coco/annotations/instances_train2017.json
-train_net CONFIG DATASETS.TEST "('voc_2007_val',)"  | voc_2007_val is data of type pascal_voc
+train_net CONFIG DATASETS.TEST "('voc_2007_val',)"  | VOC2007/ImageSets/Main/val.txt
 train_net CONFIG MODEL.WEIGHTS absent.pth         | absent.pth: there is no such checkpoint
 train_net CONFIG MODEL.WEIGHTS text.pth           | text.pth: damaged, or not a checkpoint
 train_net CONFIG MODEL.WEIGHTS empty.pth          | empty.pth: damaged, or not a checkpoint
@@ -108,14 +108,12 @@ train_net CONFIG MODEL.DEVICE foo                 | MODEL.DEVICE
 train_net CONFIG SOLVER.IMS_PER_BATCH 0           | SOLVER.IMS_PER_BATCH
 train_net CONFIG DATALOADER.NUM_WORKERS -1        | DATALOADER.NUM_WORKERS
 train_net CONFIG SOLVER.STEPS "('a',)"            | SOLVER.STEPS
-train_net CONFIG SOLVER.AMP.ENABLED True          | SOLVER.AMP.ENABLED
 train_net CONFIG MODEL.KEYPOINT_ON True           | KEYPOINT_ON
 train_net CONFIG MODEL.ROI_HEADS.NUM_CLASSES 3    | NUM_CLASSES
 train_net CONFIG MODEL.ROI_HEADS.NUM_CLASSES 80   | NUM_CLASSES
 train_net CONFIG OUTPUT_DIR held                  | held holds a run (model_0000004.pth): continue it with --resume
 train_net --eval-only CONFIG                      | --eval-only: nothing to evaluate
 train_net --num-gpus 8 CONFIG                     | --num-gpus 8: PyTorch sees
-train_net CONFIG TEST.AUG.ENABLED True            | TEST.AUG: for test-time augmentation
 train_net CONFIG INPUT.LSJ.ENABLED True INPUT.CROP.ENABLED True | both crop: enable only one of them
 eval_gan absent                                   | absent: there is no such checkpoint or folder
 eval_gan text.pth                                 | text.pth: damaged, or not a checkpoint

@@ -41,9 +41,9 @@ def places(tmp_path, tiny_run, digits_root):
 @pytest.mark.parametrize(
     "kind, name, first, every, at_least",
     [
-        ("gan", "SIGKILL", 0, 8, 3),
+        ("gan", "SIGKILL", 0, 11, 2),
         ("gan", "SIGTERM", 12, 99, 1),
-        ("classifier", "SIGKILL", 0, 6, 3),
+        ("classifier", "SIGKILL", 0, 9, 2),
         ("classifier", "SIGTERM", 8, 99, 1),
         ("detection", "SIGKILL", 4, 4, 4),
         ("detection", "SIGTERM", 9, 99, 1),

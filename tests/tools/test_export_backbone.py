@@ -382,7 +382,7 @@ def test_from_garments_to_a_detector(tmp_path, digits_root, tiny_run, call):
     assert content["backbone"]["accuracy"] == result["accuracy"]
     register_digits(digits_root)
     pairs = {"SOLVER.MAX_ITER": 2, "OUTPUT_DIR": tmp_path / "run", "MODEL.WEIGHTS": out}
-    pairs |= {"MODEL.EVONORM.NUM_GROUPS": 4}
+    pairs |= {"MODEL.EVONORM.NUM_GROUPS": 4, "MODEL.EVONORM.LINEAR": ""}
     pairs |= {"MODEL.RESNETS.RES2_OUT_CHANNELS": 32, "MODEL.BACKBONE.FREEZE_AT": 2}
     pairs |= {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": [127.5] * 3}
     pairs |= {"MODEL.PIXEL_STD": [127.5] * 3, "DATALOADER.NUM_WORKERS": 0}
