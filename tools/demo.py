@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -36,7 +37,9 @@ with warnings.catch_warnings():
 OUTPUT = Path("output/demo")
 NORMS = ("EvoNormS0", "GN", "BN")
 FEW_IMAGES = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.015")  # half of the configs'
+SHORT = ("SOLVER.MAX_ITER", "500", "SOLVER.STEPS", "(390,470)")
 GAN = OUTPUT / "biggan_EvoNormS0"
+OWN = ("SOLVER.MAX_ITER", "600", "TEST.CACHE_DIR", str(OUTPUT / "cache"))
 SEARCHES = {"search_0": "0", "search_1": "1"}  # their seeds
 FIGURES = [f"{task}/{ap}" for task in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")]
 
@@ -54,9 +57,18 @@ def main() -> int:
 @process_flags(cudnn_benchmark=False)
 def demonstrate() -> None:
     """Run the demo, from the data to the report."""
-    detectors = detect()
-    generators = generate()
-    find_layers()
+    step("1/4  Making the data set: scenes of real handwritten digits")
+    write_digits(default_folder())
+    step("2/4  Training Mask R-CNN with EvoNormS0, GN and BN and BigGAN-deep with EvoNormS0,")
+    print("     and searching for layers from GN-ReLU on, twice: some eight minutes on two cores;")
+    print(f"     tail -f {OUTPUT}/*/output.txt shows how they do", flush=True)
+    train()
+    step("3/4  Measuring the generator beside real validation scans and an untrained generator")
+    detectors = {norm: last_values(OUTPUT / norm) for norm in NORMS}
+    generators = measure()
+    for name in SEARCHES:
+        print(f"\n{OUTPUT / name}", end="", flush=True)
+        tool("search_layers.py", "best", OUTPUT / name, "--top", 1)
     sheet, grid = OUTPUT / NORMS[0] / "predictions.png", GAN / "grid.png"
     print(f"\n{'Mask R-CNN, 2 images':<24}{'box AP':>10}{'mask AP':>10}")
     for norm, row in detectors.items():
@@ -67,7 +79,10 @@ def demonstrate() -> None:
     for images, row in generators.items():
         print(f"{images:<24}{row[keys[0]]:>10.2f}{row[keys[1]]:>12.2f}")
     write_result({"norms": detectors, "gan": generators})
-    step("7/7  Writing the report over these runs")
+    step("4/4  Drawing predictions and digits, and writing the report over these runs")
+    tool("visualize.py", OUTPUT / NORMS[0], "-o", sheet)
+    grid.unlink(missing_ok=True)
+    tool("sample_gan.py", "grid", GAN, "-o", grid)
     tool("report.py", OUTPUT, "-o", OUTPUT / "report.html")
     print(
         "\nBN takes statistics of the 2 images of a step, GN and EvoNorm-S0 of each image alone.\n"
@@ -85,30 +100,27 @@ def demonstrate() -> None:
     )
 
 
-def detect() -> dict[str, dict[str, float]]:
-    """Train the detectors side by side; returns the last figures of each."""
-    step("1/7  Making the data set: scenes of real handwritten digits")
-    write_digits(default_folder())
-    step("2/7  Training Mask R-CNN R-50-FPN with EvoNormS0, with GN and with BN, side by side:")
-    print(f"     some six minutes on two cores; tail -f {OUTPUT}/*/output.txt shows how they do")
+def train() -> None:
+    """Train all, the longest first; one thread for each run is faster than two for one."""
+    jobs = [Job(GAN, "tools/train_gan.py", "configs/gan/digits.yaml", OWN)]
     config = "configs/detection/digits/mask_rcnn_digits_{}.yaml"
-    jobs = [Job(OUTPUT / x, "tools/train_net.py", config.format(x), FEW_IMAGES) for x in NORMS]
-    run_to_the_end(jobs)
-    step("3/7  Drawing predictions beside the ground truth")
-    tool("visualize.py", OUTPUT / NORMS[0], "-o", OUTPUT / NORMS[0] / "predictions.png")
-    return {norm: last_values(OUTPUT / norm) for norm in NORMS}
+    settings = (*FEW_IMAGES, *SHORT)
+    jobs += [Job(OUTPUT / x, "tools/train_net.py", config.format(x), settings) for x in NORMS]
+    jobs += [
+        Job(OUTPUT / name, "tools/search_layers.py", "configs/search/demo.yaml", ("SEED", seed))
+        for name, seed in SEARCHES.items()
+    ]
+    run_jobs(jobs, at_once=min(len(jobs), os.cpu_count() or 1))
+    for job in jobs:
+        reason = failure(job)
+        if reason:
+            raise UserError(f"{job.folder}: {reason}")
 
 
-def generate() -> dict[str, dict[str, float]]:
-    """Train the generator. Returns its metrics, and those of real images and of no training."""
-    step("4/7  Training BigGAN-deep with EvoNormS0, about four minutes on two cores")
-    file = ROOT / "configs/gan/digits.yaml"
-    own = ("OUTPUT_DIR", GAN, "TEST.CACHE_DIR", OUTPUT / "cache")
-    tool("train_gan.py", "--config-file", file, "--resume", *own)
-    step("5/7  Measuring it beside real validation scans and an untrained generator")
-    (GAN / "grid.png").unlink(missing_ok=True)
-    tool("sample_gan.py", "grid", GAN, "-o", GAN / "grid.png")
-    cfg = load_config(str(file), [str(x) for x in (*own, "DEVICE", "cpu")])
+def measure() -> dict[str, dict[str, float]]:
+    """The trained generator's metrics, and those of real images and of no training."""
+    own = [str(x) for x in (*OWN, "OUTPUT_DIR", GAN, "DEVICE", "cpu")]
+    cfg = load_config(str(ROOT / "configs/gan/digits.yaml"), own)
     evaluator = Evaluator(cfg, open_dataset(cfg), cfg.DEVICE)
     trained, _, _, steps = load_generator(GAN)
     torch.manual_seed(cfg.SEED)
@@ -119,29 +131,6 @@ def generate() -> dict[str, dict[str, float]]:
         "untrained": evaluator.evaluate(build_generator(cfg)),
         f"after {steps} steps": evaluator.evaluate(trained),
     }
-
-
-def find_layers() -> None:
-    """Two searches of a process each, so that both are a function of their seed."""
-    step("6/7  Searching for layers from GN-ReLU on, with two seeds: a minute on two cores")
-    config = "configs/search/demo.yaml"
-    jobs = [
-        Job(OUTPUT / name, "tools/search_layers.py", config, ("SEED", seed))
-        for name, seed in SEARCHES.items()
-    ]
-    run_to_the_end(jobs)
-    for job in jobs:
-        print(f"\n{job.folder}", end="", flush=True)
-        tool("search_layers.py", "best", job.folder, "--top", 1)
-
-
-def run_to_the_end(jobs: list[Job]) -> None:
-    """Run these side by side: one thread for each is faster than two for one after the other."""
-    run_jobs(jobs, at_once=len(jobs))
-    for job in jobs:
-        reason = failure(job)
-        if reason:
-            raise UserError(f"{job.folder}: {reason}")
 
 
 def step(text: str) -> None:

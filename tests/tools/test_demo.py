@@ -20,17 +20,17 @@ def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, digits_cache, monkey
     job, tool = demo.Job, demo.tool
     short = ("SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(3,)")
     few = ("CANDIDATES", "3", "PROXY.STEPS", "2", "PROXY.QUALITY", "0.0")
+    gan = ("SOLVER.MAX_ITER", "3", "TEST.NUM_SAMPLES", "100", "TEST.CACHE_DIR", str(digits_cache))
     shorter = {"tools/train_net.py": short, "tools/search_layers.py": few}
-    monkeypatch.setattr(demo, "Job", lambda *a: job(*a[:3], (*a[3], *shorter[a[1]])))
-    cache = ("TEST.CACHE_DIR", digits_cache)
-    gan = {"train_gan.py": ("SOLVER.MAX_ITER", 3, "TEST.NUM_SAMPLES", 100, *cache)}
+    monkeypatch.setattr(demo, "Job", lambda *a: job(*a[:3], (*a[3], *shorter.get(a[1], ()))))
+    monkeypatch.setattr(demo, "OWN", gan)
     calls = []
 
-    def short_tool(name, *a):
+    def recorded(name, *a):
         calls.append((name, *map(str, a)))
-        tool(name, *a, *gan.get(name, ()))
+        tool(name, *a)
 
-    monkeypatch.setattr(demo, "tool", short_tool)
+    monkeypatch.setattr(demo, "tool", recorded)
     status, printed, _ = call()
     assert status == 0
     result = json.loads((tmp_path / "output/demo/result.json").read_text())
@@ -58,17 +58,17 @@ def test_a_failing_tool_ends_the_demo(call, tmp_path, monkeypatch):
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools/broken.py").write_text("import sys; sys.exit(3)")
     monkeypatch.setattr(demo, "ROOT", tmp_path)
-    monkeypatch.setattr(demo, "detect", lambda: demo.tool("broken.py"))
+    monkeypatch.setattr(demo, "demonstrate", lambda: demo.tool("broken.py"))
     assert call() == (3, "", "")
 
 
-def test_a_failing_detector_ends_the_demo(call, tmp_path, monkeypatch):
+def test_a_failing_run_ends_the_demo(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "write_digits", lambda folder: None)
     monkeypatch.setattr(demo, "run_jobs", lambda jobs, at_once: None)
     monkeypatch.setattr(demo, "failure", lambda job: f"train_net.py: no {job.folder.name}")
     status, _, err = call()
-    assert (status, err) == (2, "demo.py: output/demo/EvoNormS0: train_net.py: no EvoNormS0\n")
+    assert (status, err) == (2, f"demo.py: {demo.GAN}: train_net.py: no {demo.GAN.name}\n")
 
 
 @pytest.mark.parametrize("argument, status", [("--help", 0), ("--helq", 2), ("digits", 2)])
