@@ -34,7 +34,7 @@ def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, digits_cache, monkey
     status, printed, _ = call()
     assert status == 0
     result = json.loads((tmp_path / "output/demo/result.json").read_text())
-    for norm in ("EvoNormS0", "GN", "BN"):
+    for norm in ("EvoNormS0", "BN"):
         row = result["norms"][norm]
         assert row["iteration"] == 4 and 0 <= row["segm/AP"] <= 100
         assert f"{norm:<24}{row['bbox/AP']:>10.1f}" in printed
@@ -50,7 +50,7 @@ def test_demo_ends_with_figures_and_a_sheet(call, tmp_path, digits_cache, monkey
         assert len(found) == 3 and found[0][0].formula == "max((x - mean_g(x)) / std_g(x), 0)"
         assert ("search_layers.py", "best", f"output/demo/{name}", "--top", "1") in calls
     report = (tmp_path / "output/demo/report.html").read_text()
-    assert all(name in report for name in ("EvoNormS0", "GN", "biggan_EvoNormS0", "FID-digits"))
+    assert all(name in report for name in ("EvoNormS0", "BN", "biggan_EvoNormS0", "FID-digits"))
     assert "Layer search" in report and "<math" in report
 
 
