@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import statistics
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -21,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evonorm_runs.errors import UserError
+from evonorm_runs.exporters import quiet_exporters
 from evonorm_runs.files import atomic_write
 
 TOLERANCE = 1e-3  # of an output, relative to its largest value
@@ -84,7 +81,7 @@ def export_model(
     kind = "backbone" if backbone else type(model).__name__
     hint = "" if backbone else "; --backbone exports the backbone with its FPN"
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_exporters(), torch.no_grad():
             data, exported = FORMATS[form](adapter, examples[0], outputs)
     except UserError:
         raise
@@ -212,17 +209,3 @@ def _seconds(function: Function, x: Tensor) -> float:
                 torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])  # the first one prepares
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what PyTorch says of its exporters' future and of constants in traces."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

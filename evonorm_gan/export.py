@@ -6,12 +6,8 @@ Both take z (N, dim_z) float32 and y (N,) int64 for any N, and give images (N, 3
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -20,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from evonorm_runs.errors import UserError
+from evonorm_runs.exporters import quiet_exporters
 from evonorm_runs.files import atomic_write
 
 from .sampling import latents
@@ -38,7 +35,7 @@ def export_torchscript(G: nn.Module, path: Path) -> float:
     """
     model = _plain(G)
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet_exporters():
         torch.jit.save(torch.jit.trace(model, _inputs(model, 2), check_trace=False), buffer)
         buffer.seek(0)
         loaded = torch.jit.load(buffer)
@@ -61,7 +58,7 @@ def export_onnx(G: nn.Module, path: Path, opset: int = 18) -> float:
         raise UserError(f"{error}: {need}") from error
     model = _plain(G)
     n = torch.export.Dim("n")
-    with _quiet():
+    with quiet_exporters():
         program = torch.onnx.export(
             model,
             _inputs(model, 2),
@@ -111,17 +108,3 @@ def _write_if_equal(model: nn.Module, exported: Callable, data: bytes, path: Pat
     with atomic_write(path) as file:
         file.write(data)
     return difference
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what PyTorch says of its exporters' future; errors still show."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
