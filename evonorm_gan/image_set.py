@@ -126,7 +126,8 @@ def _members(files: Sequence[Path], y: np.ndarray) -> Iterator[tuple[str, bytes]
     """The names, which are in the images' order, and contents of all files."""
     width = max(6, len(str(len(y) - 1)))
     names = [f"{i:0{width}d}.png" for i in range(len(y))]
-    images = (image for batch in _images(files) for image in batch)
+    batches = tqdm(_images(files), total=len(files), desc="PNGs", unit="batch")
+    images = (image for batch in batches for image in batch)
     for name, image in zip(names, images):
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, format="PNG")
