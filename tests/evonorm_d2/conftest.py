@@ -6,11 +6,13 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from evonorm_d2 import add_evonorm_config, resolve
+from evonorm_d2.data.own import _ours
 
 MASK_RCNN = "Misc/scratch_mask_rcnn_R_50_FPN_3x_gn.yaml"
 NORM_KEYS = ("RESNETS.NORM", "FPN.NORM", "RPN.NORM", "ROI_BOX_HEAD.NORM", "ROI_MASK_HEAD.NORM")
@@ -25,6 +27,16 @@ def quiet_and_alike():
     with EventStorage(0):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def forget_own_data():
+    """Unregisters the data sets of DATASETS.COCO at the end."""
+    yield
+    for name in list(_ours):
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
+        _ours.discard(name)
 
 
 def _narrow(cfg, width):

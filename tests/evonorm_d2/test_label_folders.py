@@ -7,10 +7,9 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from evonorm_d2.data.own import _ours
 from evonorm_d2.run_config import load_config
 from evonorm_d2.train import check_run
 from evonorm_runs.errors import UserError
@@ -23,7 +22,7 @@ CLASSES = ["ant", "bee", "cow"]
 
 
 @pytest.fixture
-def folders(tmp_path):
+def folders(tmp_path, forget_own_data):
     """folders(kind): a folder of labels and one of images, of which c has no labels."""
     for folder in ("data/train/labels", "data/train/images"):
         (tmp_path / folder).mkdir(parents=True)
@@ -48,11 +47,7 @@ def folders(tmp_path):
                 (labels / f"{name}.txt").write_text("".join(rows))
         return [str(labels), str(tmp_path / "data/train/images")]
 
-    yield make
-    for name in list(_ours):
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
-        _ours.discard(name)
+    return make
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from evonorm_d2.data.own import _ours
 from evonorm_d2.run_config import load_config
 from evonorm_d2.train import check_run
 from evonorm_runs.errors import UserError
@@ -24,7 +23,7 @@ BOX = {"iscrowd": 0, "bbox": [2.0, 3, 10, 10], "area": 100, "segmentation": [[2,
 
 
 @pytest.fixture
-def write(tmp_path):
+def write(tmp_path, forget_own_data):
     """write(name, **changes): a data set of two images and three objects; its two paths."""
     (tmp_path / "images").mkdir()
     for i in (1, 2):
@@ -42,11 +41,7 @@ def write(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps({**content, **changes}))
         return [str(tmp_path / f"{name}.json"), str(tmp_path / "images")]
 
-    yield make
-    for name in list(_ours):
-        DatasetCatalog.pop(name, None)
-        MetadataCatalog.pop(name, None)
-        _ours.discard(name)
+    return make
 
 
 @pytest.fixture
