@@ -79,7 +79,7 @@ def get_cfg() -> CfgNode:
     return c
 
 
-def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
+def load_config(file: str | None, overrides: Sequence[str] = ()) -> CfgNode:
     """The defaults, a yaml file with its _BASE_s, then KEY VALUE KEY VALUE ...; frozen.
 
     Raises:

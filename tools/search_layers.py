@@ -3,6 +3,8 @@
     search_layers.py run --config-file configs/search/small_s.yaml --at-once 2
     search_layers.py best output/search/small_s            the best ones, and the funnel
     search_layers.py export output/search/* table.jsonl.gz all candidates, a line each
+    search_layers.py rebuild docs/results/search.jsonl.gz evolution_s output/search/evolution_s
+                         a search's folder from such a table, to look at or to go on with
     search_layers.py replay output/search/small_s          draw all again, and compare
     search_layers.py rerank --config-file configs/search/rerank_small.yaml output/search/small_s
                          the best ten on larger networks; the best three of them are the result
@@ -36,6 +38,7 @@ from evonorm_search import compare, paper_size, rerank, survey
 from evonorm_search.config import load_config
 from evonorm_search.drawing import svg
 from evonorm_search.plugins import load
+from evonorm_search.rebuild import rebuild
 from evonorm_search.replay import replay
 from evonorm_search.search import run
 from evonorm_search.show import describe
@@ -67,6 +70,8 @@ def main() -> int:
         print_best(open_store(args.run), args.top)
     elif args.command == "replay":
         print(replay(open_store(args.run)))
+    elif args.command == "rebuild":
+        print_best(rebuild(args.table, args.search, args.out, args.opts), 3)
     elif args.command == "export":
         write_table(args.runs, args.out)
         print(f"{args.out}: a line for each candidate\n\n{summary(read_table(args.out))}")
@@ -101,6 +106,11 @@ def parse() -> argparse.Namespace:
     command = commands.add_parser("export", help="all candidates of searches as JSON lines")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="OUTPUT_DIR of a search")
     command.add_argument("out", type=Path, metavar="OUT", help="a new file, such as table.jsonl.gz")
+    command = commands.add_parser("rebuild", help="a search's folder from an exported table")
+    command.add_argument("table", type=Path, help="such as docs/results/search.jsonl.gz")
+    command.add_argument("search", help="which one: its name in the table")
+    command.add_argument("out", type=Path, metavar="OUTPUT_DIR", help="a new folder")
+    command.add_argument("opts", nargs="*", metavar="KEY VALUE", help="such as PROXY.STEPS 800")
     command = commands.add_parser("rerank", help="the best candidates on larger networks")
     add_config(command, "such as rerank_small.yaml")
     command.add_argument("--top", type=int, default=10, metavar="N", help="layers (10)")
