@@ -141,6 +141,17 @@ def summary(accuracies: dict[Job, float]) -> list[Row]:
     return sorted(rows, key=lambda row: -row.mean)
 
 
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown: accuracies in percent, of each network with its deviation."""
+    networks = list(rows[0].networks)
+    lines = [["layer", "images per worker", "mean", *networks]]
+    for row in rows:
+        each = (f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in row.networks.values())
+        lines.append([f"`{row.norm_act}`", f"{row.images or 'all'}", f"{row.mean:.2f}", *each])
+    head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *body])
+
+
 def winners(cfg: CfgNode, folder: Path) -> list[str]:
     """The layers with the best mean in a finished reranking with this config, WINNERS at most.
 

@@ -225,7 +225,7 @@ def compare_trained(args: argparse.Namespace) -> None:
                 check_norm_act(layer)
         layers = [*(args.layers or rerank.winners(cfg, args.run)), *rerank.KNOWN]
         wanted = rerank.test_jobs(layers, cfg.ANCHORS, args.seeds, args.images)
-    print_rows(rerank.run_jobs(cfg, args.run, wanted, at_once(args)))
+    print(f"\n{rerank.table(rerank.run_jobs(cfg, args.run, wanted, at_once(args)))}")
 
 
 def train_at_papers_size(args: argparse.Namespace) -> None:
@@ -239,7 +239,7 @@ def train_at_papers_size(args: argparse.Namespace) -> None:
         return
     paper_size.split(args.images, out / "data")
     run_jobs(list(wanted.values()), at_once(args), args.gpus, args.ray)
-    print_rows(paper_size.results(wanted))
+    print(f"\n{rerank.table(paper_size.results(wanted))}")
 
 
 def check_counts(args: argparse.Namespace, *names: str) -> None:
@@ -247,16 +247,6 @@ def check_counts(args: argparse.Namespace, *names: str) -> None:
         if getattr(args, name) < 1:
             option = name.replace("_", "-")
             raise UserError(f"--{option} is {getattr(args, name)}, but should be 1 at least")
-
-
-def print_rows(rows: list[rerank.Row]) -> None:
-    networks = list(rows[0].networks)
-    print(f"\naccuracy, %: mean, then {', '.join(networks)} with deviations; images per worker")
-    for row in rows:
-        each = "  ".join(
-            f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in row.networks.values()
-        )
-        print(f"{row.mean:.2f}   {each}   {row.images or 'all'}   {row.norm_act}")
 
 
 if __name__ == "__main__":

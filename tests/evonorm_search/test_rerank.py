@@ -14,7 +14,7 @@ import pytest
 from evonorm_runs.errors import UserError
 from evonorm_search import rerank as module
 from evonorm_search.config import load_config
-from evonorm_search.rerank import Job, jobs, read, run_jobs, summary, winners
+from evonorm_search.rerank import Job, jobs, read, run_jobs, summary, table, winners
 from evonorm_search.rerank import test_jobs as final_jobs
 from evonorm_search.store import Candidate, Store
 
@@ -61,6 +61,10 @@ def test_means_and_deviations():
     assert a.mean == pytest.approx(70.0)
     for network, mean in (("one", 55.0), ("two", 85.0)):  # of two, half their distance by sqrt(2)
         assert a.networks[network] == pytest.approx((mean, 10 / 2**0.5))
+    head, _, first, second, _ = table([a, b, small]).splitlines()
+    assert head == "| layer | images per worker | mean | one | two |"
+    assert first == "| `a` | all | 70.00 | 55.0 ± 7.1 | 85.0 ± 7.1 |"
+    assert second == "| `b` | all | 75.00 | 75.0 ± 0.0 |"
 
 
 def test_which_trainings_there_are():
