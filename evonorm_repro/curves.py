@@ -62,7 +62,7 @@ def feature_maps(x: Tensor, deviation: float) -> Tensor:
 
 def draw_layers(names: Sequence[str], of: str) -> Figure:
     """A panel for each layer, with a line for each deviation of the `batch` or `sample`."""
-    figure = _figure(9, 5.6)
+    figure = blank(9, 5.6)
     grid = figure.subplots(2, 3, sharex=True, sharey=True)
     for ax, name in zip(grid.flat, names):
         _panel(ax, name, of, {})
@@ -73,7 +73,7 @@ def draw_layers(names: Sequence[str], of: str) -> Figure:
 
 def draw_rows(names: Sequence[str]) -> Figure:
     """A row for each name or formula, a column for each deviation of the feature map."""
-    figure = _figure(9, 1.1 + 2.3 * len(names))
+    figure = blank(9, 1.1 + 2.3 * len(names))
     columns = len(DEVIATIONS)
     grid = figure.subplots(len(names), columns, sharex=True, sharey=True, squeeze=False)
     for line, name in zip(grid, names):
@@ -126,7 +126,7 @@ def draw_small_batch(record: dict[str, Any]) -> Figure:
     }
     panels = {"paper, table 3, ImageNet": paper, record.get("title", "measured"): ours}
     panels = {title: points for title, points in panels.items() if points}
-    figure = _figure(1.5 + 4.5 * len(panels), 4.2)
+    figure = blank(1.5 + 4.5 * len(panels), 4.2)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     for ax, (title, points) in zip(grid, panels.items()):
@@ -153,7 +153,7 @@ def draw_small_batch(record: dict[str, Any]) -> Figure:
 def draw_widths(record: dict[str, Any]) -> Figure:
     """Accuracy against parameters and against MAdds, as figure 11: means, and a dot per seed."""
     rows = [row for row in record["rows"] if row["accuracy"]]
-    figure = _figure(9.5, 4.2)
+    figure = blank(9.5, 4.2)
     grid = figure.subplots(1, 2, sharey=True)
     for ax, title in zip(grid, ("Params (M)", "MAdds (M)")):
         for i, layer in enumerate(dict.fromkeys(row["layer"] for row in rows)):
@@ -177,7 +177,7 @@ def draw_ranks(record: dict[str, Any]) -> Figure:
     panels = [one for one in record["settling"] if one["orders"]]
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(2.5 + 3 * columns, 1 + 2.7 * rows)
+    figure = blank(2.5 + 3 * columns, 1 + 2.7 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     layers = list(dict.fromkeys(row["layer"] for row in record["rows"]))
     for ax, one in zip(grid.flat, panels):
@@ -234,7 +234,8 @@ def read_result(path: Path, table: str = "table3") -> dict[str, Any]:
     raise ValueError(f"{path}: not what reproduce.py {table} writes, or not one run ended well")
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")

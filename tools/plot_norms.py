@@ -7,11 +7,12 @@
     python tools/plot_norms.py small-batch RESULT.json -o small_batch.svg
     python tools/plot_norms.py widths RESULT.json -o widths.svg
     python tools/plot_norms.py ranks RESULT.json -o ranks.svg
+    python tools/plot_norms.py search docs/results/search.jsonl.gz -o search.svg
 
-All but the last three show a layer's output against one value of its input. The other values of the
+All but the last four show a layer's output against one value of its input. The other values of the
 input have the statistics that the picture names. The curves are computed by the layers themselves,
-from feature maps with those statistics. The last three draw what reproduce.py wrote: of table3, of
-figure11, and for `ranks` of any table.
+from feature maps with those statistics. Three draw what reproduce.py wrote: of table3, of figure11,
+and for `ranks` of any table. `search` draws figures 10, 2 and 4 of an exported table of searches.
 """
 
 from __future__ import annotations
@@ -35,10 +36,17 @@ from evonorm_repro.curves import (
     read_result,
     save,
 )
+from evonorm_repro.search_curves import draw_search
 from evonorm_runs.command_line import run_tool
+from evonorm_search.table import read_table
 
 # Of which table's results.
-RESULTS = {"small-batch": "table3", "widths": "figure11", "ranks": "TABLE"}
+RESULTS = {
+    "small-batch": "reproduce.py table3",
+    "widths": "reproduce.py figure11",
+    "ranks": "reproduce.py TABLE",
+    "search": "search_layers.py export",
+}
 
 
 @run_tool("plot_norms.py", kinds=(ValueError, OSError))
@@ -55,10 +63,11 @@ def main() -> int:
         ("small-batch", "accuracy against images per worker"),
         ("widths", "accuracy against parameters and MAdds"),
         ("ranks", "the order of a table's layers over the training"),
+        ("search", "searches by their ten best, random layers, network against network"),
     ):
         command = commands.add_parser(name, help=about, description=f"Draw {about}.")
         if name in RESULTS:
-            help_text = f"what reproduce.py {RESULTS[name]} wrote"
+            help_text = f"what {RESULTS[name]} wrote"
             command.add_argument("result", type=Path, help=help_text)
         if name == "layers":
             command.add_argument("norms", nargs="+", metavar="NORM", help="a name or a formula")
@@ -75,6 +84,7 @@ def main() -> int:
         "small-batch": lambda: draw_small_batch(read_result(args.result)),
         "widths": lambda: draw_widths(read_result(args.result, "figure11")),
         "ranks": lambda: draw_ranks(read_ranks(args.result)),
+        "search": lambda: draw_search(read_table(args.result)),
     }[args.command]()
     save(figure, args.out)
     return 0

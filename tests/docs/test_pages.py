@@ -110,6 +110,7 @@ ELSEWHERE = {
     "tools/plot_norms.py small-batch *": ("takes a grid", "tests/tools/test_plot_norms.py"),
     "tools/plot_norms.py widths *": ("takes a grid", "tests/tools/test_plot_norms.py"),
     "tools/plot_norms.py ranks *": ("takes a grid", "tests/tools/test_plot_norms.py"),
+    "tools/plot_norms.py search *": ("takes a table", "tests/tools/test_plot_norms.py"),
     "tools/count_kernels.py *": ("usage", "tests/tools/test_count_kernels.py"),
     "tools/check_gpu.py *": ("takes a GPU", "tests/tools/test_check_gpu.py"),
     "tools/plot_benchmark.py *": ("usage", "tests/tools/test_benchmark_layers.py"),

@@ -11,6 +11,7 @@ from matplotlib.colors import same_color
 from PIL import Image
 
 from evonorm_repro import curves as tool
+from evonorm_repro.search_curves import draw_search
 
 X = torch.linspace(-3, 3, 7, dtype=torch.float64)
 
@@ -205,6 +206,34 @@ def test_ranks(call, tmp_path):
     file.write_text(json.dumps({**record, "settling": [{"at": None, "orders": []}]}))
     status, _, err = call("ranks", file, "-o", tmp_path / "other.svg")
     assert status == 2 and "no run was evaluated" in err
+
+
+def test_search(call, tmp_path):
+    settings = {"anchors": ["one", "two"], "graph": [], "formula": "x", "fingerprint": ""}
+    table = [
+        {**settings, "search": name, "key": key, "drawn_after": key, "parent": parent}
+        | {"same_as": None, "quality": [quality, 0.3], "scores": scores}
+        | {"stage": "trained" if scores else "quality"}
+        for name, key, parent, quality, scores in (
+            ("a", 0, None, 0.1, []),
+            ("a", 1, None, 0.31, [0.4, 0.6]),
+            ("a", 2, 1, 0.5, [0.9, 0.7]),
+            ("b", 0, None, 0.31, []),
+        )
+    ]
+    table.append({**table[1], "key": 3, "same_as": 1})  # shares a result: counted once
+    best, random, networks = draw_search(table).axes
+    assert list(lines(best)) == ["a"]  # none of b was trained
+    assert lines(best)["a"].get_xydata().ravel() == pytest.approx([2, 50, 3, 65])
+    heights = [patch.get_height() for patch in random.patches]
+    assert heights[2] == 1 and heights[6] == 2 and sum(heights) == 3
+    assert lines(networks)["two"].get_xydata().ravel() == pytest.approx([40, 60, 90, 70])
+    file, out = tmp_path / "table.jsonl", tmp_path / "search.svg"
+    file.write_text("\n".join(map(json.dumps, table)))
+    assert call("search", file, "-o", out) == (0, "", "") and out.stat().st_size > 10_000
+    file.write_text(json.dumps(table[0]))
+    status, _, err = call("search", file, "-o", tmp_path / "other.svg")
+    assert status == 2 and "no layer that was trained" in err
 
 
 def test_bad_arguments(call, tmp_path):
