@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from evonorm_gan.config import load_config
-from evonorm_gan.trainer import summary, train
+from evonorm_gan.evaluation.periodic import summary
+from evonorm_gan.trainer import train
 from evonorm_runs.command_line import parse, run_tool, run_trainer
 
 MORE = {

@@ -54,25 +54,15 @@ def _parsed(value: Any) -> Any:
         return value
 
 
-def stand_in() -> list[str]:
-    """Let `evonorm_gan.trainer` be imported without the packages that its steps don't need.
+def stand_in() -> bool:
+    """Let `evonorm_gan.steps` be imported without fvcore.
 
     Returns:
-        the packages that are missing, in whose place something of this module is.
+        whether it is missing, so that :class:`CfgNode` is in the place of its own.
     """
-    names = ("fvcore", "torch_fidelity")
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if "fvcore" in missing:
-        config = _module("fvcore", "fvcore.common", "fvcore.common.config")
-        config.CfgNode = CfgNode
-    if "torch_fidelity" in missing:
-        metrics = _module("evonorm_gan.evaluation.metrics")
-        metrics.COUNTS, metrics.Evaluator, metrics.metric_key = (), None, None
-    return missing
-
-
-def _module(*names: str) -> ModuleType:
-    """The last one of these modules, made to be imported."""
-    for name in names:
+    if importlib.util.find_spec("fvcore") is not None:
+        return False
+    for name in ("fvcore", "fvcore.common", "fvcore.common.config"):
         sys.modules[name] = ModuleType(name)
-    return sys.modules[names[-1]]
+    sys.modules["fvcore.common.config"].CfgNode = CfgNode
+    return True

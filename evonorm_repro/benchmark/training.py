@@ -120,16 +120,17 @@ def random_scenes(cfg: Any) -> list[dict[str, Any]]:
 
 
 def gan(model: str, norm: str, device: str, overrides: list[str]) -> Step:
-    """An iteration of BigGAN-deep: the steps of its trainer, on one batch of noise."""
-    from evonorm_gan import trainer
+    """An iteration of BigGAN-deep: the steps of its training, on one batch of noise."""
+    from evonorm_gan import steps
     from evonorm_gan.config import load_config
+    from evonorm_gan.run import GanRun
 
     file, changes = GANS[model]
     names = {"BN": "BN-ReLU", "GN": "GN-ReLU", FREE: "EvoNormS0", RECOMPUTED: "EvoNormS0"}
     changes = {**changes, "MODEL.NORM": names.get(norm, norm)}
     cfg = load_config(str(CONFIGS / file), [*flat(changes), "DEVICE", device, *overrides])
     torch.backends.cudnn.benchmark = True  # as in training
-    run = trainer.GanRun(cfg, torch.device(device), [""] * cfg.MODEL.NUM_CLASSES, images=0)
+    run = GanRun(cfg, torch.device(device), [""] * cfg.MODEL.NUM_CLASSES, images=0)
     run.ema.module = copy.deepcopy(variant(run.G.network, norm)).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     number = cfg.SOLVER.BATCH_SIZE // distributed.world_size()
@@ -141,9 +142,9 @@ def gan(model: str, norm: str, device: str, overrides: list[str]) -> Step:
     def step() -> None:
         number = next(numbers)
         for i in range(cfg.SOLVER.D_STEPS):
-            trainer.discriminator_step(run, number, i, images, labels)
-        trainer.generator_step(run, number)
-        trainer.update_average(run, number)
+            steps.discriminator_step(run, number, i, images, labels)
+        steps.generator_step(run, number)
+        steps.update_average(run, number)
 
     return step
 

@@ -10,7 +10,8 @@ import torch
 from evonorm_gan import checkpoint, finetune, trainer
 from evonorm_gan.models import Discriminator, Generator, make_spectral_norm_exact
 from evonorm_gan.models.port import make_trainable
-from evonorm_gan.trainer import GanRun, train
+from evonorm_gan.run import GanRun
+from evonorm_gan.trainer import train
 from evonorm_runs.errors import UserError
 
 

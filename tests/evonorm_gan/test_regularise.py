@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 
-from evonorm_gan import trainer
+from evonorm_gan import steps
 from evonorm_gan.data import to_float
 from evonorm_gan.losses import r1_penalty
 from evonorm_gan.models import Discriminator
 from evonorm_gan.regularise import Regularisers
-from evonorm_gan.trainer import GanRun
+from evonorm_gan.run import GanRun
 
 ALL = ("SOLVER.R1_GAMMA", 3.0, "SOLVER.R1_PERIOD", 2, "SOLVER.LECAM", 0.5)
 ALL += ("SOLVER.CR_REAL", 10.0, "SOLVER.CR_FAKE", 5.0)
@@ -28,9 +28,9 @@ def test_a_step_has_the_gradient_of_all_terms(tiny_cfg, tiny_set):
     seen = []
     run.D.network.register_forward_pre_hook(lambda _, args: seen.append(args))
     run.update = lambda player, step, losses: losses.tolist()
-    trainer.discriminator_step(run, 1, 0, images, labels)
+    steps.discriminator_step(run, 1, 0, images, labels)
 
-    ((z, y),) = trainer.draw(run, 1, 0)
+    ((z, y),) = steps.draw(run, 1, 0)
     x, classes = (part.detach() for part in seen[0])
     torch.testing.assert_close(x[:8], torch.cat([to_float(images), G(z, y).detach()]))
     assert torch.equal(classes, torch.cat([labels, y, labels, y])) and len(x) == 16

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from evonorm_gan import checkpoint, trainer
+from evonorm_gan import checkpoint, steps, trainer
 from evonorm_gan.data import to_float
+from evonorm_gan.evaluation import periodic
+from evonorm_gan.evaluation.periodic import collapsed
 from evonorm_gan.models import build_generator
-from evonorm_gan.trainer import GanRun, collapsed, train
+from evonorm_gan.run import GanRun
+from evonorm_gan.trainer import train
 from evonorm_runs.errors import UserError
 
 FID, IS = (f"{name}-digits (not comparable with Inception)" for name in ("FID", "IS"))
@@ -40,7 +43,7 @@ def evaluations(monkeypatch):
                 seen.append(copy.deepcopy(G.state_dict()))
                 return dict(zip((FID, IS), next(values)))
 
-        monkeypatch.setattr(trainer, "Evaluator", Evaluator)
+        monkeypatch.setattr(periodic, "Evaluator", Evaluator)
         return seen
 
     return give
@@ -226,8 +229,8 @@ class TestSteps:
         """Against plain autograd on copies, and Adam's first step: lr g / (|g| + eps)."""
         G, D = copy.deepcopy(run.G.network), copy.deepcopy(run.D.network)
         images, labels = tiny_set.images[:4], tiny_set.labels[:4]
-        ((z, y),) = trainer.draw(run, 1, 0)
-        trainer.discriminator_step(run, 1, 0, images, labels)
+        ((z, y),) = steps.draw(run, 1, 0)
+        steps.discriminator_step(run, 1, 0, images, labels)
         scores = D(torch.cat([to_float(images), G(z, y).detach()]), torch.cat([labels, y]))
         loss = (1 - scores[:4]).clamp(min=0).mean() + (1 + scores[4:]).clamp(min=0).mean()
         assert run.pop_means()["loss_d"] == pytest.approx(loss.item(), rel=1e-5)
@@ -235,8 +238,8 @@ class TestSteps:
         assert equal(run.G.network.state_dict(), G.state_dict())
 
         D = copy.deepcopy(run.D.network)
-        ((z, y),) = trainer.draw(run, 1, 1)
-        trainer.generator_step(run, 1)
+        ((z, y),) = steps.draw(run, 1, 1)
+        steps.generator_step(run, 1)
         loss = -D(G(z, y), y).mean()
         assert run.pop_means() == {"loss_g": pytest.approx(loss.item(), rel=1e-5)}
         self.check_adam(run.G, G, loss)
@@ -267,8 +270,8 @@ class TestSteps:
                 kept.append([p.grad.clone() for p in player.network.parameters()])
                 or losses.tolist()
             )
-            trainer.discriminator_step(run, 1, 0, tiny_set.images[:4], tiny_set.labels[:4])
-            trainer.generator_step(run, 1)
+            steps.discriminator_step(run, 1, 0, tiny_set.images[:4], tiny_set.labels[:4])
+            steps.generator_step(run, 1)
             return kept, run.pop_means()
 
         (whole, losses), (parts, part_losses) = gradient(1), gradient(2)
@@ -277,7 +280,7 @@ class TestSteps:
         assert losses == pytest.approx(part_losses, rel=1e-4)
 
     def test_draws_differ_between_steps_and_updates(self, run):
-        drawn = [trainer.draw(run, *at)[0][0] for at in ((1, 0), (1, 1), (2, 0), (1, 0))]
+        drawn = [steps.draw(run, *at)[0][0] for at in ((1, 0), (1, 1), (2, 0), (1, 0))]
         assert torch.equal(drawn[0], drawn[3])
         assert not any(torch.equal(drawn[0], other) for other in drawn[1:3])
 
@@ -382,7 +385,7 @@ class TestEvaluation:
     def test_a_collapsed_run_stops_and_keeps_its_peak(
         self, tiny_cfg, evaluations, tmp_path, monkeypatch, capsys
     ):
-        monkeypatch.setattr(trainer, "LOST", 1e9)
+        monkeypatch.setattr(periodic, "LOST", 1e9)
         evaluations([3.0, 4.0, 5.0, 6.0])
         cfg = tiny_cfg("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 8, "TEST.STOP_ON_COLLAPSE", True)
         assert train(cfg)[FID] == 5.0

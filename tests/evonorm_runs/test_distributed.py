@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evonorm_gan import trainer
+from evonorm_gan import run, trainer
 from evonorm_gan.config import load_config
 from evonorm_runs import distributed
 from evonorm_runs.images.sets import MemorySet
@@ -127,7 +127,7 @@ def test_alone_all_is_local():
 
 def record_statistics(folder):
     """Keep what each rank's running mean is before it is averaged, in the case `local`."""
-    average = trainer.average_statistics
+    average = run.average_statistics
 
     def record(network):
         own = network.last_norm.state_dict().get("running_mean")
@@ -137,7 +137,7 @@ def record_statistics(folder):
                 torch.save(both.mean(0), folder / "averaged.pth")
         average(network)
 
-    trainer.average_statistics = record
+    run.average_statistics = record
 
 
 if __name__ == "__main__":

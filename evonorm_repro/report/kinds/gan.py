@@ -63,7 +63,7 @@ KIND = Kind(
         "lr_d": "discriminator's learning rate",
     },
     more_curves=("d_real", "d_fake", "singular_value/"),
-    samples="samples/*.png",  # as evonorm_gan.trainer.write_samples writes them
+    samples="samples/*.png",  # as evonorm_gan.run_log.write_samples writes them
     samples_note="Fixed z, of the moving average of the weights; a row for each class.",
     seeds_note="FID and IS are each run's at its peak.",
 )
