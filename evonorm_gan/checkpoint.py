@@ -3,8 +3,8 @@
 A run's folder holds `model_0001000.pth` (the number: steps done), `last_checkpoint` with the name
 of the newest, `best_fid.pth` and `best_is.pth`. Each is a dictionary of tensors and plain
 containers: `step`, `config` (yaml), `classes` (names), `ema`, and, but for imported weights,
-`generator`, `discriminator`, `optimizer_g`, `optimizer_d`, `scaler`, `lecam`, `random`, `data`,
-`sums`.
+`generator`, `discriminator`, `optimizer_g`, `optimizer_d`, `scaler`, `lecam`, `ada`, `random`,
+`data`, `sums`.
 """
 
 from __future__ import annotations

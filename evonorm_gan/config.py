@@ -98,6 +98,11 @@ def get_cfg() -> CfgNode:
     c.SOLVER.CHANNELS_LAST = False
     c.SOLVER.COMPILE = False
     c.SOLVER.DIFF_AUGMENT = ""  # such as "color,translation,cutout"
+    # Adaptive augmentation (ADA): the mean sign of D's scores of real images that it aims at, 0.6
+    # in its paper; 0: none.
+    c.SOLVER.ADA = 0.0
+    c.SOLVER.ADA_AUGMENT = "blit,geometry,color"
+    c.SOLVER.ADA_IMAGES = 500_000  # in which its probability can grow from 0 to 1
     # A period of 0: only at the end.
     c.SOLVER.LOG_PERIOD = 50
     c.SOLVER.SAMPLE_PERIOD = 1000  # a grid of fixed z
@@ -173,7 +178,7 @@ def _check(cfg: CfgNode) -> None:
     with user_errors(ValueError, prefix="MODEL.NORM: "):
         check_norm_act(cfg.MODEL.NORM)
     counts = ("MAX_ITER", "BATCH_SIZE", "ACCUMULATE", "D_STEPS", "KEEP")
-    positive = [f"SOLVER.{key}" for key in (*counts, "R1_PERIOD", "LR_G", "LR_D")]
+    positive = [f"SOLVER.{key}" for key in (*counts, "R1_PERIOD", "ADA_IMAGES", "LR_G", "LR_D")]
     positive += [f"MODEL.{key}" for key in ("NUM_CLASSES", "DIM_Z", "G_CH", "D_CH", "BLOCKS")]
     optional = ("MODEL.NUM_GROUPS", "MODEL.EPS", "TEST.TRUNCATION", "TEST.SUBSET")
     for key in optional:
@@ -204,4 +209,8 @@ def _check(cfg: CfgNode) -> None:
     numbers = [isinstance(beta, (int, float)) for beta in betas]
     if numbers != [True, True] or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"SOLVER.BETAS is {betas}, but should be two numbers in [0, 1)")
-    check_fraction(cfg, "SOLVER.EMA_DECAY")
+    check_fraction(cfg, "SOLVER.EMA_DECAY", "SOLVER.ADA")
+    if cfg.SOLVER.ADA and cfg.SOLVER.DIFF_AUGMENT:
+        raise UserError(
+            "SOLVER.ADA and SOLVER.DIFF_AUGMENT both augment what the discriminator sees: set one"
+        )

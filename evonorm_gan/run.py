@@ -18,6 +18,7 @@ from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.random_state import get_random_state, mix, seed_all, set_random_state
 
 from . import checkpoint
+from .ada import AdaptiveProbability, ada_augment
 from .augment import diff_augment
 from .finetune import freeze_first_blocks, start_from_weights
 from .models import build_discriminator, build_generator, make_spectral_norm_exact
@@ -51,6 +52,7 @@ class GanRun:
         self.G = Player(G, cfg.SOLVER.LR_G, cfg, device)
         self.D = Player(D, cfg.SOLVER.LR_D, cfg, device)
         self.regularisers = Regularisers(cfg, device)
+        self.ada = AdaptiveProbability(cfg)
 
     def __str__(self) -> str:
         counts = (
@@ -82,11 +84,14 @@ class GanRun:
 
     def augment(self, images: Tensor, position: tuple[int, ...]) -> Tensor:
         """What D sees of images; its draws depend on the seed, the position and the rank."""
-        if not self.cfg.SOLVER.DIFF_AUGMENT:
+        solver = self.cfg.SOLVER
+        if not (solver.DIFF_AUGMENT or solver.ADA):
             return images
         generator = torch.Generator(self.device)
         generator.manual_seed(mix(self.cfg.SEED, *position, distributed.rank()))
-        return diff_augment(images, self.cfg.SOLVER.DIFF_AUGMENT, generator)
+        if solver.ADA:
+            return ada_augment(images, self.ada.p, solver.ADA_AUGMENT, generator)
+        return diff_augment(images, solver.DIFF_AUGMENT, generator)
 
     def update(self, player: Player, step: int, losses: Tensor) -> list[float]:
         """Let a player take its step, unless its loss or gradients are not finite.
@@ -151,6 +156,7 @@ class GanRun:
             "optimizer_d": self.D.optimizer.state_dict(),
             "scaler": {"g": self.G.scaler.state_dict(), "d": self.D.scaler.state_dict()},
             "lecam": self.regularisers.averages,
+            "ada": self.ada.state(),
             "random": get_random_state(),
             "data": {
                 "seed": self.cfg.SEED,
@@ -205,6 +211,7 @@ class GanRun:
         self.ema.module.load_state_dict(data["ema"])
         self.ema.n_averaged.fill_(1)
         self.regularisers.load(data.get("lecam"))
+        self.ada.load(data.get("ada"))
         if distributed.world_size() == 1:
             set_random_state(data["random"])
         self.step = data["step"]

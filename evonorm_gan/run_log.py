@@ -41,9 +41,11 @@ def write_log(run: GanRun, log: Log, timer: Timer) -> None:
     """A line of losses, speed, and singular values of the layers outside of the blocks."""
     solver = run.cfg.SOLVER
     values = {**run.pop_means(), "lr_g": solver.LR_G, "lr_d": solver.LR_D, **timer.pop()}
-    line = ", ".join(
-        f"{key} {values[key]:.3f}" for key in ("loss_d", "loss_g", "d_real", "d_fake", "time")
-    )
+    shown = ("loss_d", "loss_g", "d_real", "d_fake", "time")
+    if solver.ADA:
+        values["ada_p"] = run.ada.p
+        shown += ("ada_p",)
+    line = ", ".join(f"{key} {values[key]:.3f}" for key in shown)
     say(f"step {run.step}: {line}, {values['images_per_second']:.0f} images/s")
     for name, network in (("G", run.G.network), ("D", run.D.network)):
         for layer, value in singular_values(network).items():

@@ -42,11 +42,12 @@ def discriminator_step(run: GanRun, step: int, i: int, images: Tensor, labels: T
             loss = discriminator_hinge(score_real, score_fake)
             more = run.regularisers.penalties(seen, scores, step, i)
             D.backward(sum(more.values(), loss) / solver.ACCUMULATE)
-        values = [loss, score_real.mean(), score_fake.mean(), *more.values()]
-        losses.append(torch.stack(values).detach())
+        values = [loss, score_real.mean(), score_fake.mean(), score_real.sign().mean()]
+        losses.append(torch.stack([*values, *more.values()]).detach())
     means = run.update(D, step, torch.stack(losses).mean(0))
     run.regularisers.update(*means[1:3])
-    run.add(**dict(zip(("loss_d", "d_real", "d_fake", *more), means)))
+    run.ada.update(means[3])
+    run.add(**dict(zip(("loss_d", "d_real", "d_fake", "d_real_sign", *more), means)))
 
 
 def generator_step(run: GanRun, step: int) -> None:
@@ -59,7 +60,8 @@ def generator_step(run: GanRun, step: int) -> None:
         with G.gradients(synchronise=part == solver.ACCUMULATE):
             with run.autocast():
                 fake = G.wrapped(z, y).float()
-                fake = run.augment(fake, (step, solver.D_STEPS, part))
+            fake = run.augment(fake, (step, solver.D_STEPS, part))
+            with run.autocast():
                 scores = D(fake, y).float()
             loss = generator_hinge(scores)
             total = loss

@@ -17,7 +17,7 @@ from evonorm_runs.errors import UserError
 from evonorm_runs.folder import owns_folder, write_start
 from evonorm_runs.log import Log, progress, say
 
-from . import checkpoint
+from . import ada, checkpoint
 from .augment import changes
 from .data import describe, open_dataset, train_batches
 from .evaluation.periodic import Evaluation, due
@@ -120,6 +120,7 @@ def check_run(cfg: CfgNode, resume: bool | Path = False) -> Path | None:
             f"SOLVER.ACCUMULATE {solver.ACCUMULATE}"
         )
     changes(solver.DIFF_AUGMENT)  # raises for an unknown one
+    ada.kinds(solver.ADA_AUGMENT)
     begun = any(folder.glob("*.pth"))
     if isinstance(resume, Path):
         chosen = checkpoint.find_checkpoint(resume)

@@ -65,7 +65,10 @@ class TestResuming:
                 *("SOLVER.R1_GAMMA", 1.0, "SOLVER.R1_PERIOD", 2, "SOLVER.LECAM", 0.3),
                 *("SOLVER.CR_REAL", 10.0, "SOLVER.CR_FAKE", 5.0),
             ),
-            ("MODEL.NORM", "BN-ReLU", "SOLVER.D_STEPS", 2, "SOLVER.ACCUMULATE", 2),
+            (
+                *("MODEL.NORM", "BN-ReLU", "SOLVER.D_STEPS", 2, "SOLVER.ACCUMULATE", 2),
+                *("SOLVER.ADA", 0.01, "SOLVER.ADA_IMAGES", 40),
+            ),
             ("SOLVER.AMP", "bf16", "SOLVER.CHANNELS_LAST", True),
             ("SOLVER.AMP", "fp16", "SOLVER.DIFF_AUGMENT", "color,translation,cutout"),
         ],
@@ -87,6 +90,8 @@ class TestResuming:
         assert a.pop("config") != b.pop("config")  # they name their folders
         assert a["step"] == 5 and a["optimizer_g"]["state"] and a["data"]["batches"] >= 5
         assert equal(a, b)
+        if "SOLVER.ADA" in overrides:  # moved after updates 4 and 8; a checkpoint is after 6
+            assert a["ada"]["p"] not in (0, 1) and len(a["ada"]["signs"]) == 2
         assert lines(whole) == lines(resumed)
         assert [line["step"] for line in lines(whole)] == [2, 4, 5]
 
@@ -164,6 +169,8 @@ class TestResuming:
             "sums are text": {"sums": {"loss_d": "much"}},
             "sums are a list": {"sums": [1]},
             "lecam is one number": {"lecam": [0.5]},
+            "p is no probability": {"ada": {"p": 1.5, "signs": []}},
+            "p is text": {"ada": {"p": "much", "signs": []}},
         }
         run = GanRun(cfg, torch.device("cpu"), good["classes"], 22)
         for case, changed in tampered.items():

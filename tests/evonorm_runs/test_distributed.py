@@ -26,6 +26,7 @@ CASES = {
     "accumulate": ("MODEL.NORM", "EvoNormS0", "SOLVER.ACCUMULATE", "2"),
     "synchronised": ("MODEL.NORM", "BN-ReLU", "MODEL.SYNC", "True"),
     "local": ("MODEL.NORM", "BN-ReLU"),
+    "adaptive": ("SOLVER.D_STEPS", "2", "SOLVER.ADA", "0.01", "SOLVER.ADA_IMAGES", "64"),
 }
 
 
@@ -108,6 +109,14 @@ def test_statistics_of_one_process_each_are_averaged_in_a_checkpoint(folders):
 
 
 @pytest.mark.slow
+def test_all_processes_have_the_same_probability_of_augmentations(folders):
+    (own, p), (others, same) = (torch.load(folders[1] / f"ada{i}.pth").T for i in range(2))
+    assert not torch.equal(own, others)
+    assert torch.equal(p, same) and p[0] == 0 and p[-1] == 0.5
+    assert checkpoints(folders, "adaptive")[1]["ada"] == {"p": 0.5, "signs": []}
+
+
+@pytest.mark.slow
 def test_gather(folders):
     first, second = (torch.load(folders[1] / f"gathered{rank}.pth") for rank in range(2))
     rows = torch.arange(6.0).reshape(3, 2)
@@ -140,9 +149,23 @@ def record_statistics(folder):
     run.average_statistics = record
 
 
+def record_probability(kept):
+    """Add, at each update in the case `adaptive`, this rank's mean sign of scores, and p."""
+    update = run.GanRun.update
+
+    def record(self, player, step, losses):
+        if self.ada.target:
+            kept.append([losses[3].item() if player is self.D else 0.0, self.ada.p])
+        return update(self, player, step, losses)
+
+    run.GanRun.update = record
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder, kept = Path(sys.argv[1]), []
     record_statistics(folder)
+    record_probability(kept)
     work(folder)
+    torch.save(torch.tensor(kept), folder / f"ada{distributed.rank()}.pth")
     torch.save(gathered(), folder / f"gathered{distributed.rank()}.pth")
     distributed.shut_down()

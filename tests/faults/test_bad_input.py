@@ -49,6 +49,10 @@ train_gan CONFIG SOLVER.LR_G 0.0                  | SOLVER.LR_G is 0.0, but shou
 train_gan CONFIG SOLVER.LR_G nan                  | for config key: SOLVER.LR_G
 train_gan CONFIG SOLVER.AMP fp8                   | SOLVER.AMP is 'fp8'; known are '', 'bf16', 'fp16'
 train_gan CONFIG SOLVER.DIFF_AUGMENT colour       | 'colour' is not known; known are color, translation, cutout
+train_gan CONFIG SOLVER.ADA 1.5                   | SOLVER.ADA is 1.5, but should be in [0, 1)
+train_gan CONFIG SOLVER.ADA 0.6 SOLVER.ADA_AUGMENT blur | SOLVER.ADA_AUGMENT: 'blur' is not known; known are blit, geometry, color
+train_gan CONFIG SOLVER.ADA 0.6 SOLVER.ADA_IMAGES 0 | SOLVER.ADA_IMAGES is 0, but should be more than 0
+train_gan CONFIG SOLVER.ADA 0.6 SOLVER.DIFF_AUGMENT color | SOLVER.ADA and SOLVER.DIFF_AUGMENT both augment
 train_gan CONFIG SOLVER.EMA_DECAY 1.0             | SOLVER.EMA_DECAY is 1.0, but should be in [0, 1)
 train_gan CONFIG SEED -1                          | SEED is -1, but should not be negative
 train_gan CONFIG SEED 99999999999999999999        | SEED is 99999999999999999999, but should not be

@@ -62,7 +62,7 @@ KIND = Kind(
         "lr_g": "generator's learning rate",
         "lr_d": "discriminator's learning rate",
     },
-    more_curves=("d_real", "d_fake", "singular_value/"),
+    more_curves=("d_real", "d_fake", "ada_p", "singular_value/"),
     samples="samples/*.png",  # as evonorm_gan.run_log.write_samples writes them
     samples_note="Fixed z, of the moving average of the weights; a row for each class.",
     seeds_note="FID and IS are each run's at its peak.",
