@@ -70,6 +70,9 @@ def get_cfg() -> CfgNode:
     c.DATA.DOWNLOAD = False  # a set of torchvision's to ROOT, if it is not there
     c.DATA.IN_MEMORY = False  # all images decoded at the start, in each process
     c.DATA.FLIP = True
+    # The side of the random square of an image that is trained on, as a share of its short side; 0:
+    # the middle square of the short side.
+    c.DATA.RANDOM_CROP = 0.0
     c.DATA.SKIP_CORRUPT = False
     c.DATA.NUM_WORKERS = 4
 
@@ -210,6 +213,10 @@ def _check(cfg: CfgNode) -> None:
     if numbers != [True, True] or not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"SOLVER.BETAS is {betas}, but should be two numbers in [0, 1)")
     check_fraction(cfg, "SOLVER.EMA_DECAY", "SOLVER.ADA")
+    if not 0 <= cfg.DATA.RANDOM_CROP <= 1:
+        raise UserError(f"DATA.RANDOM_CROP is {cfg.DATA.RANDOM_CROP}, but should be in [0, 1]")
+    if cfg.DATA.RANDOM_CROP and cfg.DATA.IN_MEMORY:
+        raise UserError("DATA.RANDOM_CROP needs whole images: set it to 0, or DATA.IN_MEMORY False")
     if cfg.SOLVER.ADA and cfg.SOLVER.DIFF_AUGMENT:
         raise UserError(
             "SOLVER.ADA and SOLVER.DIFF_AUGMENT both augment what the discriminator sees: set one"

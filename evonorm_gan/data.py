@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from evonorm_runs import distributed
 from evonorm_runs.errors import UserError, printable
 from evonorm_runs.images.digits import make_digits
 from evonorm_runs.images.sets import (
+    Crop,
+    DecodedSet,
     FolderSet,
     Hdf5Set,
     ImageSet,
@@ -43,6 +45,11 @@ def open_dataset(cfg: CfgNode, split: str = "train") -> ImageSet:
         raise UserError(
             f"{cfg.DATA.NAME or cfg.DATA.ROOT} has {_classes(ds)}, "
             f"but MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}"
+        )
+    if cfg.DATA.RANDOM_CROP and split == "train" and not isinstance(ds, DecodedSet):
+        raise UserError(
+            f"DATA.RANDOM_CROP: {cfg.DATA.NAME or cfg.DATA.ROOT} holds images that are cropped "
+            "already; set it to 0, or DATA.ROOT to a folder or .zip of whole images"
         )
     if cfg.DATA.IN_MEMORY and ds.images is None:
         return hold_in_memory(ds, cfg.DATA.NUM_WORKERS)
@@ -139,6 +146,7 @@ def train_batches(
     world_size: int = 1,
     num_workers: int = 0,
     flip: bool = True,
+    random_crop: float = 0.0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """An endless iterator over batches: images uint8 (batch_size, 3, R, R), labels (batch_size,).
 
@@ -151,8 +159,12 @@ def train_batches(
         batch_size: per process.
         num_workers: processes that decode images; none are needed for a set in memory.
         flip: mirror each image with probability 1/2.
+        random_crop: take a square at a random place of each image, its side this share of the short
+            side, from a set of images that are decoded; 0: the images as they are in the set.
     """
     chosen = _BatchIndices(len(ds), batch_size, seed, start, rank, world_size)
+    if random_crop:
+        chosen, ds = _with_crops(chosen, random_crop), _CroppedImages(ds)
     if ds.images is not None:
         batches = ((ds.images[indices], ds.labels[indices]) for indices in chosen)
     else:
@@ -175,6 +187,7 @@ class _BatchIndices:
         self, num: int, batch_size: int, seed: int, start: int, rank: int, world_size: int
     ) -> None:
         self.num, self.batch_size, self.seed = num, batch_size, seed
+        self.start, self.rank, self.world_size = start, rank, world_size
         self.first = (start * world_size + rank) * batch_size
         self.step = world_size * batch_size
 
@@ -191,6 +204,27 @@ class _BatchIndices:
                 indices.append(order[p % self.num])
             yield indices
             position += self.step
+
+
+def _with_crops(chosen: _BatchIndices, side: float) -> Iterator[list[tuple[int, Crop]]]:
+    """The indices, each with the crop of its image; drawn for all processes, like their order."""
+    for k, indices in enumerate(chosen, chosen.start):
+        generator = torch.Generator().manual_seed(_mix(chosen.seed, "crop", k))
+        shape = (chosen.world_size, chosen.batch_size, 2)
+        places = torch.rand(shape, generator=generator, dtype=torch.float64)[chosen.rank]
+        yield [(index, Crop(side, *place)) for index, place in zip(indices, places.tolist())]
+
+
+class _CroppedImages(Dataset):
+    """A data set's images by index and crop."""
+
+    images = None  # they are not in memory
+
+    def __init__(self, ds: DecodedSet) -> None:
+        self.ds = ds
+
+    def __getitem__(self, key: tuple[int, Crop]) -> tuple[Tensor, int]:
+        return self.ds.cropped(*key)
 
 
 def _mix(*parts: object) -> int:

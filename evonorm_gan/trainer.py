@@ -101,6 +101,7 @@ def real_batches(cfg: CfgNode, dataset: Any, start: int) -> Iterator[tuple[Tenso
         *(dataset, cfg.SOLVER.BATCH_SIZE // ranks, cfg.SEED, start, distributed.rank(), ranks),
         num_workers=cfg.DATA.NUM_WORKERS,
         flip=cfg.DATA.FLIP,
+        random_crop=cfg.DATA.RANDOM_CROP,
     )
 
 

@@ -160,6 +160,7 @@ def _digits_config(cfg: CfgNode) -> CfgNode:
     digits = cfg.clone()
     digits.defrost()
     digits.DATA.NAME, digits.MODEL.NUM_CLASSES, digits.MODEL.RESOLUTION = "digits", 10, SIZE
+    digits.DATA.RANDOM_CROP = 0.0
     return digits
 
 

@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 import PIL
@@ -37,6 +37,19 @@ _NOT_BY_NAME = ("DatasetFolder", "FakeData", "ImageFolder", "SBU", "VisionDatase
 _LABELS = ("targets", "labels", "_labels", "y")
 _SAMPLES = ("samples", "_samples")  # pairs of both
 _FILES = ("_image_files", "_images")
+
+
+class Crop(NamedTuple):
+    """A square of an image.
+
+    Attributes:
+        side: as a share of the image's short side, in (0, 1].
+        x, y: where it lies, in [0, 1): each place of whole pixels has as much of this range.
+    """
+
+    side: float
+    x: float
+    y: float
 
 
 class ImageSet(Dataset):
@@ -120,10 +133,14 @@ class DecodedSet(ImageSet):
         self.skip_corrupt = skip_corrupt
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.cropped(index, None)
+
+    def cropped(self, index: int, crop: Crop | None) -> tuple[Tensor, int]:
+        """An image as `ds[index]` gives it, but of the square that `crop` names."""
         if not 0 <= index < len(self):  # which is how an iteration ends
             raise IndexError(f"index {index} of {len(self)} images")
         try:
-            return self._decode(index), int(self.labels[index])
+            return self._decode(index, crop), int(self.labels[index])
         except UserError as error:
             if not self.skip_corrupt:
                 raise
@@ -132,13 +149,13 @@ class DecodedSet(ImageSet):
         alike = self.labels[order] == self.labels[index]
         for other in [*order[alike].tolist(), *order[~alike].tolist()]:
             with contextlib.suppress(UserError):
-                return self._decode(other), int(self.labels[other])
+                return self._decode(other, crop), int(self.labels[other])
         raise UserError("not one of the images can be decoded")
 
-    def _decode(self, index: int) -> Tensor:
+    def _decode(self, index: int, crop: Crop | None) -> Tensor:
         try:
             with self._load(index) as image:
-                return resize(image, self.resolution)
+                return resize(image, self.resolution, crop)
         except Exception as error:  # a damaged file may raise anything
             text = f"{self._name(index)}: can't be decoded ({one_line(error)})"
             hint = "" if self.skip_corrupt else f"; remove it, or {self.remedy}"
@@ -378,15 +395,23 @@ def _torchvision_labels(source: Any) -> Tensor | None:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def resize(image: Image.Image, resolution: int) -> Tensor:
-    """The middle square of an image, resized as BigGAN does, antialiased: uint8 RGB (3, R, R).
+def resize(image: Image.Image, resolution: int, crop: Crop | None = None) -> Tensor:
+    """A square of an image, resized as BigGAN does, antialiased: uint8 RGB (3, R, R).
+
+    Args:
+        crop: None: the square of the short side, in the middle.
 
     Raises:
         ValueError: as :func:`to_rgb`.
     """
     image = to_rgb(image)
     side = min(image.size)
-    left, top = ((length - side) // 2 for length in image.size)
+    if crop is None:
+        left, top = ((length - side) // 2 for length in image.size)
+    else:
+        side = max(round(crop.side * side), 1)
+        width, height = image.size
+        left, top = int(crop.x * (width - side + 1)), int(crop.y * (height - side + 1))
     image = image.crop((left, top, left + side, top + side))
     if side != resolution:
         image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from evonorm_gan import trainer
 from evonorm_gan.data import to_float, train_batches
-from evonorm_runs.images.sets import ImageSet, MemorySet
+from evonorm_runs.errors import UserError
+from evonorm_runs.images.sets import DecodedSet, ImageSet, MemorySet
 
 NUM = 23
 
@@ -122,6 +126,64 @@ def test_batches_are_copies():
     for images, labels in take(3, ds, 5, seed=0, flip=False):
         images.zero_(), labels.zero_()
     assert torch.equal(ds.images, images_of(NUM)) and torch.equal(ds.labels, Lazy().labels)
+
+
+class Wide(DecodedSet):
+    """Images of 9x6 pixels that tell their place, and which image it is: (x, y, index)."""
+
+    def __init__(self, resolution, skip_corrupt=False):
+        super().__init__(resolution, torch.arange(NUM), list(map(str, range(NUM))), skip_corrupt)
+
+    def _load(self, index):
+        if index == 4:
+            raise OSError("damaged")
+        y, x = np.indices((6, 9))
+        return Image.fromarray(np.stack([x, y, np.full_like(x, index)], 2).astype(np.uint8))
+
+    def _name(self, index):
+        return f"image {index}"
+
+
+def corners(batches):
+    """Of all images, the pixel at the left and top."""
+    return torch.cat([images[:, :, 0, 0] for images, _ in batches])
+
+
+@pytest.mark.parametrize("side, places", [(1.0, (4, 1)), (0.5, (7, 4))])
+def test_random_crops(side, places):
+    """Squares of whole pixels, of 6 or 3 of them, that lie everywhere alike."""
+    ds, size = Wide(round(6 * side), skip_corrupt=True), round(6 * side)
+    batches = take(300, ds, 6, seed=0, flip=False, random_crop=side)
+    corner = corners(batches)
+    x, y, index = corner.long().T
+    inside = torch.cat([images for images, _ in batches]) - corner[:, :, None, None]
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    assert (inside[:, :2] == torch.stack([columns, rows])).all()
+    for place, many in zip((x, y), places):
+        share = torch.bincount(place, minlength=many) / len(place)
+        assert len(share) == many and (share - 1 / many).abs().max() < 0.04
+    labels = torch.cat([labels for _, labels in batches])
+    assert torch.equal(index, labels) and 4 not in labels  # another one takes its place
+    assert len({(i, j) for i, j in zip(index.tolist(), x.tolist())}) > 3 * NUM  # not by the image
+
+
+def test_random_crops_are_a_function_of_the_seed_and_the_batch():
+    options = {"flip": True, "random_crop": 0.5}
+    ds = Wide(3, skip_corrupt=True)
+    whole = take(12, ds, 6, seed=3, **options)
+    assert_same(whole[5:], take(7, ds, 6, 3, start=5, num_workers=2, **options))
+    ranks = [take(12, ds, 3, 3, rank=r, world_size=2, **options) for r in range(2)]
+    assert_same([tuple(map(torch.cat, zip(*parts))) for parts in zip(*ranks)], whole)
+    assert not torch.equal(corners(whole), corners(take(12, ds, 6, seed=4, **options)))
+    with pytest.raises(UserError, match="image 4: can't be decoded"):
+        take(9, Wide(3), 6, seed=3, **options)
+
+
+def test_the_trainer_crops_by_its_key(tiny_cfg):
+    cfg = tiny_cfg("DATA.RANDOM_CROP", 0.5, "DATA.NUM_WORKERS", 0, "DATA.FLIP", False)
+    found = itertools.islice(trainer.real_batches(cfg, Wide(3, True), 5), 4)
+    options = {"flip": False, "random_crop": 0.5, "start": 5}
+    assert_same(list(found), take(4, Wide(3, True), cfg.SOLVER.BATCH_SIZE, cfg.SEED, **options))
 
 
 def test_to_float():

@@ -60,6 +60,9 @@ train_gan CONFIG DEVICE tpu                       | DEVICE: Expected one of cpu,
 train_gan CONFIG DATA.NAME mnist9                 | torchvision has no data set 'mnist9'
 train_gan CONFIG DATA.NAME '' DATA.ROOT absent    | DATA.ROOT: absent does not exist
 train_gan CONFIG DATA.NAME '' DATA.ROOT texts     | texts should hold a folder per class
+train_gan CONFIG DATA.RANDOM_CROP 1.5             | DATA.RANDOM_CROP is 1.5, but should be in [0, 1]
+train_gan CONFIG DATA.RANDOM_CROP 0.9             | DATA.RANDOM_CROP: digits holds images that are cropped already
+train_gan CONFIG DATA.RANDOM_CROP 0.9 DATA.IN_MEMORY True | DATA.RANDOM_CROP needs whole images
 train_gan CONFIG SOLVER.BATCH_SIZE 1000000000000  | SOLVER.BATCH_SIZE is 1,000,000,000,000, but should be at most
 train_gan CONFIG MODEL.G_CH 1000000000            | MODEL.G_CH is 1,000,000,000, but should be at most 1,024
 train_gan CONFIG SOLVER.BETAS "('a', 'b')"        | SOLVER.BETAS is ('a', 'b'), but should be two numbers
