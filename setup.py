@@ -176,6 +176,7 @@ setup(
         "wandb": ["wandb"],  # for WANDB_PROJECT of the three trainers
         "ray": ["ray"],  # for --ray of tools/reproduce.py and search_layers.py
         "dev": [
+            "clean-fid",  # the tests compare with its resizing
             "globox",
             "mkdocstrings-python ; python_version >= '3.11'",
             "moocore ; python_version >= '3.10'",  # Pareto fronts, for the search's tests

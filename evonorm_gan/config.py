@@ -18,6 +18,7 @@ from evonorm_runs.config import (
 )
 from evonorm_runs.errors import UserError, user_errors
 
+INCEPTIONS = ("inception-v3-compat", "inception-v3-clean")
 # Far above what anybody has trained; more of it would only fill the memory.
 MOST = {
     "MODEL.NUM_CLASSES": 10**6,
@@ -125,7 +126,8 @@ def get_cfg() -> CfgNode:
     # Images that all but IS and FID look at, at most; by default 10,000, with the extractor of the
     # digits 2,000. 50,000 take minutes.
     c.TEST.SUBSET = None
-    # Of features: or "digits", or a model of timm, such as "timm/vit_small_patch14_dinov2.lvd142m".
+    # Of features: or "inception-v3-clean", which has images resized as clean-fid does; "digits"; or
+    # a model of timm, such as "timm/vit_small_patch14_dinov2.lvd142m".
     c.TEST.EXTRACTOR = "inception-v3-compat"
     c.TEST.EXTRACTOR_WEIGHTS = ""  # a file for timm's model; by default timm downloads it
     c.TEST.INCEPTION_WEIGHTS = ""  # a file; by default where torch-fidelity keeps its own
@@ -170,7 +172,7 @@ def _check(cfg: CfgNode) -> None:
         "MODEL.D_32_ENDS_AT": (None, 4, 8),
     }
     if not cfg.TEST.EXTRACTOR.startswith("timm/"):
-        choices["TEST.EXTRACTOR"] = ("inception-v3-compat", "digits", "timm/NAME")
+        choices["TEST.EXTRACTOR"] = (*INCEPTIONS, "digits", "timm/NAME")
     for key, known in choices.items():
         if value(cfg, key) not in known:
             raise UserError(

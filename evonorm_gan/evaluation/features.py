@@ -23,7 +23,7 @@ from evonorm_runs import distributed
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write, read_checkpoint, sha256
 
-from . import digits_extractor
+from . import clean_inception, digits_extractor
 from .digits_extractor import trained_weights
 from .inception import PUBLISHED, inception_weights
 from .timm_extractor import PREFIX, TimmExtractor
@@ -33,10 +33,20 @@ log = logging.getLogger(__name__)
 # Of each extractor but timm's: the layer for all metrics but IS, and that for IS.
 LAYERS = {
     "inception-v3-compat": ("2048", "logits_unbiased"),
+    clean_inception.NAME: ("2048", "logits_unbiased"),
     digits_extractor.NAME: digits_extractor.LAYERS,
 }
 # Of the former.
-WIDTH = {"inception-v3-compat": 2048, digits_extractor.NAME: digits_extractor.WIDTH}
+WIDTH = {
+    "inception-v3-compat": 2048,
+    clean_inception.NAME: 2048,
+    digits_extractor.NAME: digits_extractor.WIDTH,
+}
+# How the two Inceptions make images 299x299.
+RESIZING = {
+    "inception-v3-compat": "as TensorFlow 1 does, bilinear without antialiasing",
+    clean_inception.NAME: "as clean-fid does, bicubic and antialiased",
+}
 # Images, real ones and others, that KID, precision and recall look at unless TEST.SUBSET says how
 # many: quadratic in their number.
 SUBSET = {digits_extractor.NAME: 2_000}
@@ -85,6 +95,7 @@ class Extractor:
             distributed.barrier()
         self.digest = sha256(self.weights)
         self.layer, self.width = LAYERS[self.name][0], WIDTH[self.name]
+        clean_inception.register()
         # torch-fidelity would run code found in the file; after this there is none.
         read_checkpoint(self.weights)
         try:
@@ -108,6 +119,8 @@ class Extractor:
             about = "Inception of 2015-12-05, the published weights"
         else:
             about = "NOT the published Inception weights: not comparable with anything"
+        if self.name in RESIZING:
+            about += f"; images are resized {RESIZING[self.name]}"
         return f"extractor {self.name}: {about}; {self.weights or 'timm'}, sha256 {self.digest}"
 
     def features(

@@ -29,6 +29,7 @@ from evonorm_runs import distributed
 from evonorm_runs.errors import UserError
 
 from .. import sampling
+from . import clean_inception
 from .density import density_and_coverage
 from .features import Extractor, RealStatistics, share, shares, subset, subset_size
 from .reference import Reference, open_reference
@@ -65,6 +66,8 @@ def metric_key(name: str, extractor: str) -> str:
     """
     if extractor == "inception-v3-compat":
         return name
+    if extractor == clean_inception.NAME:
+        return f"{name}-clean"
     return f"{name}-{extractor.rpartition('/')[2]} (not comparable with Inception)"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from cleanfid.resize import build_resizer
 from pytorch_fid.fid_score import calculate_frechet_distance
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
@@ -19,8 +20,9 @@ from torchvision.transforms.functional import to_pil_image
 
 from evonorm_gan import sampling
 from evonorm_gan.evaluation import digits_extractor, metrics
+from evonorm_gan.evaluation.clean_inception import clean_resize
 from evonorm_gan.evaluation.density import density_and_coverage
-from evonorm_gan.evaluation.features import RealStatistics
+from evonorm_gan.evaluation.features import Extractor, RealStatistics
 from evonorm_gan.evaluation.metrics import (
     COUNTS,
     METRICS,
@@ -225,9 +227,10 @@ def digits(tiny_set, monkeypatch):
     monkeypatch.setattr(digits_extractor, "open_dataset", lambda cfg, split: tiny_set)
 
 
-def noise(num, seed):
+def noise(num, seed, size=32):
     generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(num, 3, 32, 32, generator=generator) * torch.rand(num, 3, 1, 1) * 255
+    images = torch.rand(num, 3, size, size, generator=generator)
+    images *= 255 * torch.rand(num, 3, 1, 1, generator=generator)
     return images.to(torch.uint8)
 
 
@@ -310,6 +313,37 @@ def test_torch_fidelitys_own_call_with_inception_gives_the_same(
     assert found == pytest.approx(by_torch_fidelity(*folders, evaluator), rel=2e-3, abs=1e-5)
 
 
+def by_clean_fid(image):
+    """An image (3, H, W) uint8 as clean-fid hands it to its networks, (3, 299, 299)."""
+    return torch.from_numpy(build_resizer("clean")(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [32, 96, 299, 350])
+def test_clean_resizing_is_that_of_clean_fid(size):
+    images = noise(2, 0, size)
+    images[1, :, : size // 2] = 255  # an edge, which bicubic weights overshoot at
+    for image, resized in zip(images, clean_resize(images, 299)):
+        assert (resized - by_clean_fid(image)).abs().max() < 0.01  # of 255
+
+
+def test_the_clean_inception_sees_it_and_is_else_the_same(random_inception, tiny_cfg):
+    settings = ("TEST.INCEPTION_WEIGHTS", random_inception, "TEST.EXTRACTOR")
+    names = ("inception-v3-clean", "inception-v3-compat")
+    clean, compat = (Extractor(tiny_cfg(*settings, name), "cpu") for name in names)
+    assert "as clean-fid does, bicubic and antialiased" in clean.describe()
+    assert "bilinear without antialiasing" in compat.describe()
+    seen = []
+    clean.model.Conv2d_1a_3x3.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    small, large = noise(1, 0), noise(1, 1, 299)
+    with torch.no_grad():
+        found = clean.model(small)
+        assert (seen[0][0] * 128 + 128 - by_clean_fid(small[0])).abs().max() < 0.01
+        assert not torch.allclose(found[0], compat.model(small)[0], rtol=1e-2)
+        # Where there is nothing to resize, they agree.
+        for one, other in zip(clean.model(large), compat.model(large)):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("norm", ["EvoNormS0", "BN-ReLU"])
 def test_a_generator_is_sampled_by_class_and_left_as_it_is(digits, tiny_cfg, norm):
     cfg = tiny_cfg("MODEL.NORM", norm)
@@ -339,6 +373,7 @@ def test_truncation_is_the_configs_unless_given(digits, tiny_cfg):
 def test_the_words_are_in_every_key():
     for name in METRICS:
         assert metric_key(name, "inception-v3-compat") == name
+        assert metric_key(name, "inception-v3-clean") == f"{name}-clean"
         assert metric_key(name, "digits") == f"{name}-digits (not comparable with Inception)"
 
 
