@@ -110,9 +110,10 @@ def test_statistics_of_one_process_each_are_averaged_in_a_checkpoint(folders):
 
 @pytest.mark.slow
 def test_all_processes_have_the_same_probability_of_augmentations(folders):
-    (own, p), (others, same) = (torch.load(folders[1] / f"ada{i}.pth").T for i in range(2))
-    assert not torch.equal(own, others)
-    assert torch.equal(p, same) and p[0] == 0 and p[-1] == 0.5
+    first, second = (torch.load(folders[1] / f"ada{i}.pth").T for i in range(2))
+    assert not torch.equal(first[0], second[0])  # each has its own scores
+    assert torch.equal(first[1:], second[1:])
+    assert first[1, 0] == 0 and first[1, -1] == 0.5 and first[2].count_nonzero() > 0
     assert checkpoints(folders, "adaptive")[1]["ada"] == {"p": 0.5, "signs": []}
 
 
@@ -150,12 +151,13 @@ def record_statistics(folder):
 
 
 def record_probability(kept):
-    """Add, at each update in the case `adaptive`, this rank's mean sign of scores, and p."""
+    """Add, at each update in the case `adaptive`, this rank's mean sign, p, and the signs kept."""
     update = run.GanRun.update
 
     def record(self, player, step, losses):
         if self.ada.target:
-            kept.append([losses[3].item() if player is self.D else 0.0, self.ada.p])
+            own = losses[3].item() if player is self.D else 0.0
+            kept.append([own, self.ada.p, sum(self.ada.signs)])
         return update(self, player, step, losses)
 
     run.GanRun.update = record
