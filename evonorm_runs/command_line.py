@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
+import select
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,8 +27,9 @@ def run_tool(
     """Decorator of a tool's `main`, which returns its exit status.
 
     After a UserError, it prints one line and returns 2. After Ctrl-C, it prints one line and
-    returns 130, and for a training that SIGTERM stopped, 143. Any other error is a fault of the
-    program and keeps its traceback.
+    returns 130, and for a training that SIGTERM stopped, 143. Where the reader of its output
+    has ended, such as `head`, it ends too and returns 141, as a shell says it. Any other error is a
+    fault of the program and keeps its traceback.
 
     Args:
         name: the tool's name, which begins the line.
@@ -38,12 +41,16 @@ def run_tool(
         @functools.wraps(main)
         def run(*args: Any, **kwargs: Any) -> int:
             try:
-                return main(*args, **kwargs)
+                status = main(*args, **kwargs)
+                sys.stdout.flush()
+                return status
             except Stopped as error:
                 if distributed.is_main():
                     print(f"{name}: {error}", file=sys.stderr)
                 return 143
             except Exception as error:
+                if isinstance(error, BrokenPipeError) and _nobody_reads():
+                    return 141
                 line = one_line(error) if isinstance(error, kinds) else user_error_line(error)
                 if line is None:
                     raise
@@ -61,6 +68,16 @@ def run_tool(
         return run
 
     return decorate
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the standard output has ended; what is printed is lost from then on."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def run_trainer(
