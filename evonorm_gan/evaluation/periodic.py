@@ -12,6 +12,7 @@ from evonorm_runs.checkpoint import write_checkpoint
 from evonorm_runs.log import Log, say
 
 from ..run import GanRun
+from .alike import alike
 from .metrics import COUNTS, Evaluator, metric_key
 
 LOST = 0.01  # a mean loss of D below this: it tells all images apart
@@ -42,6 +43,11 @@ class Evaluation:
         self._keep_best(run, results)
         self.log.write(run.step, results)
         say(f"step {run.step}: {summary(results)}")
+        if alike(results):
+            say(
+                f"step {run.step}: recall is below a twentieth of precision: the images of a class "
+                "look alike; a lower SOLVER.LR_G beside SOLVER.LR_D may help"
+            )
         if self.collapsed():
             say(
                 f"step {run.step}: collapsed: the discriminator's loss is 0 and "

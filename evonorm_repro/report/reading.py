@@ -92,6 +92,8 @@ def read_run(folder: Path, name: str, index: int) -> RunFolder:
             read(run)
         except (ArithmeticError, OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             run.notes.append(f"{file} can't be read: {one_line(error)[:LONGEST]}")
+    last = {key: values[max(values)] for key, values in run.series.items()}
+    run.notes.extend(filter(None, [run.kind.note(last)]))
     if (folder / FAILED).is_file():
         try:
             text = (folder / FAILED).read_text(errors="replace")

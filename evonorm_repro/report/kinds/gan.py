@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from evonorm_gan.evaluation.alike import alike
+
 from .kind import Kind, Result
 
 # The sign (1 if higher is better, -1 if lower is, 0 if neither) and the digits of each metric.
@@ -48,6 +50,12 @@ def find_result(key: str) -> Result | None:
     )
 
 
+def note(last: dict[str, float]) -> str:
+    """A sentence on a generator that draws one picture for each class."""
+    text = "recall is below a twentieth of precision: the images of a class look alike"
+    return text if alike(last) else ""
+
+
 KIND = Kind(
     id="gan",
     title="BigGAN-deep",
@@ -66,4 +74,5 @@ KIND = Kind(
     samples="samples/*.png",  # as evonorm_gan.run_log.write_samples writes them
     samples_note="Fixed z, of the moving average of the weights; a row for each class.",
     seeds_note="FID and IS are each run's at its peak.",
+    note=note,
 )

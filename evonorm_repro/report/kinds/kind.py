@@ -56,6 +56,10 @@ def _no_setting(key: str) -> bool:
     return False
 
 
+def _no_note(last: dict[str, float]) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of run. Each module of this folder describes one.
@@ -81,6 +85,7 @@ class Kind:
         unit: what the trainer's steps are called.
         first_step: the number of the first step, 0 or 1.
         last_key: the setting that holds the number of steps.
+        note: returns a sentence on the last value of each key of metrics.json, or "".
     """
 
     id: str
@@ -102,3 +107,4 @@ class Kind:
     unit: str = "step"
     first_step: int = 1
     last_key: str = "SOLVER.MAX_ITER"
+    note: Callable[[dict[str, float]], str] = _no_note

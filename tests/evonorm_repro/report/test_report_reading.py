@@ -53,6 +53,15 @@ def test_a_damaged_line_is_left_out_and_counted(run, report, line, damaged):
     assert note in page.table("Runs")[1][4]
 
 
+def test_a_generator_whose_images_look_alike_is_noted(tmp_path, report, gan_run):
+    few, many = {"precision": 0.7, "recall": 0.01}, {"precision": 0.7, "recall": 0.3}
+    # The last evaluation counts.
+    a = gan_run(tmp_path / "a", [(10, many), (20, few)])
+    b = gan_run(tmp_path / "b", [(10, few), (20, many)])
+    _, first, second = report(a, b).table("Runs")
+    assert "the images of a class look alike" in first[4] and "alike" not in second[4]
+
+
 def test_bytes_that_are_no_text(run, report):
     folder = run("a")
     (folder / "metrics.json").write_bytes(b"\xff\xfe{}\n" + GOOD.encode())
