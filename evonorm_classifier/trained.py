@@ -19,7 +19,7 @@ from evonorm_runs.images.decode import open_image, to_rgb
 from .config import get_cfg
 from .data import SETS
 from .models import build_model
-from .trainer import CHECKPOINT
+from .run import CHECKPOINT
 
 
 def is_run(path: Path) -> bool:

@@ -18,10 +18,11 @@ with warnings.catch_warnings():
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
+    from evonorm_d2.check_run import check_run
     from evonorm_d2.data import register_digits
     from evonorm_d2.data.own import use_own_data
     from evonorm_d2.run_config import load_config
-    from evonorm_d2.train import check_run, evaluate, summary, train
+    from evonorm_d2.train import evaluate, summary, train
     from evonorm_runs.command_line import run_tool
     from evonorm_runs.distributed import process_flags
     from evonorm_runs.errors import user_errors

@@ -401,8 +401,8 @@ def own_data(block, folder, monkeypatch):
     """A page's config of a reader's own data, on two made images and a file of three classes."""
     from PIL import Image
 
+    from evonorm_d2.check_run import check_run
     from evonorm_d2.run_config import load_config
-    from evonorm_d2.train import check_run
 
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "my_data/images").mkdir(parents=True)

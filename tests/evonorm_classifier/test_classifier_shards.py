@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from evonorm_classifier.data import open_data, worker_batches
+from evonorm_classifier.run import ClassifierRun
 from evonorm_classifier.shards import nearly_sequential, open_shard, read_index
-from evonorm_classifier.trainer import ClassifierRun, train_batches
+from evonorm_classifier.trainer import train_batches
 from evonorm_runs.errors import UserError
 
 

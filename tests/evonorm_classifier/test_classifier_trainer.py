@@ -20,8 +20,9 @@ from evonorm_classifier.config import load_config
 from evonorm_classifier.data import DigitsSet, worker_batches
 from evonorm_classifier.export import read_run
 from evonorm_classifier.models import build_model
-from evonorm_classifier.solver import build_optimizer, moving_average
-from evonorm_classifier.trainer import ClassifierRun, learning_rate, train
+from evonorm_classifier.run import ClassifierRun
+from evonorm_classifier.solver import build_optimizer, learning_rate, moving_average
+from evonorm_classifier.trainer import train
 from evonorm_runs.errors import UserError
 from evonorm_runs.images.digits import make_digits
 

@@ -16,10 +16,11 @@ from detectron2.data.datasets import register_pascal_voc
 from detectron2.structures import Boxes, Instances
 
 from evonorm_d2 import train as training
+from evonorm_d2.check_run import check_run
 from evonorm_d2.data import register_digits
 from evonorm_d2.evaluators import build_evaluator
 from evonorm_d2.run_config import load_config
-from evonorm_d2.train import check_run, summary
+from evonorm_d2.train import summary
 from evonorm_runs.errors import UserError
 
 

@@ -14,8 +14,8 @@ from evonorm_d2 import resolve, resolve_lazy
 from evonorm_d2.analysis import analyze
 from evonorm_d2.norm import Norm, norm_acts
 from evonorm_d2.resnet import NormActBottleneckBlock
+from evonorm_d2.running_statistics import recompute_statistics
 from evonorm_d2.solver import build_optimizer
-from evonorm_d2.train import recompute_statistics
 
 LINEAR = "MODEL.EVONORM.LINEAR"
 FORMULA = "(x - mean_b(x)) / std_b(x)"

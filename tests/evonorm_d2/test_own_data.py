@@ -10,8 +10,8 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from evonorm_d2.check_run import check_run
 from evonorm_d2.run_config import load_config
-from evonorm_d2.train import check_run
 from evonorm_runs.errors import UserError
 
 CATEGORIES = [  # not in the order of their ids

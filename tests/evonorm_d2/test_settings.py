@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from evonorm_d2.check_run import check_run
 from evonorm_d2.data import register_digits
+from evonorm_d2.evaluators import build_evaluator
 from evonorm_d2.run_config import load_config
 from evonorm_d2.settings import check_settings
-from evonorm_d2.train import build_evaluator, check_run, train
+from evonorm_d2.train import train
 from evonorm_runs.errors import UserError
 
 

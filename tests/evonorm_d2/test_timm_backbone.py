@@ -18,7 +18,7 @@ from evonorm_d2.data import register_digits
 from evonorm_d2.norm import Norm, norm_acts
 from evonorm_d2.run_config import load_config
 from evonorm_d2.timm_backbone import TimmBackbone, pixels_of
-from evonorm_d2.train import Trainer
+from evonorm_d2.trainer import Trainer
 from evonorm_runs.errors import UserError
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -20,11 +20,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader
 
 from evonorm import build_norm_act
+from evonorm_d2 import running_statistics
 from evonorm_d2 import train as training
+from evonorm_d2.check_run import check_run
 from evonorm_d2.data import register_digits
+from evonorm_d2.evaluators import build_evaluator
 from evonorm_d2.loader import Mapper, TrainLoader, build_test_loader, check_names, lsj_arguments
 from evonorm_d2.run_config import load_config
-from evonorm_d2.train import Trainer, check_run, summary
+from evonorm_d2.train import summary
+from evonorm_d2.trainer import Trainer
 from evonorm_runs.errors import UserError, one_line, user_error_line, user_errors
 
 
@@ -212,7 +216,7 @@ class TestRunningStatistics:
     def test_precise_statistics_are_the_mean_of_the_batches(self):
         model = nn.Sequential(build_norm_act("EvoNormB0", 3), nn.BatchNorm2d(3))
         batches = list(torch.randn(4, 5, 3, 6, 6, dtype=torch.float64).float() * 3)
-        training.recompute_statistics(model, batches)
+        running_statistics.recompute_statistics(model, batches)
         expected = np.mean([b.numpy().astype("f8").var((0, 2, 3)) for b in batches], 0)
         np.testing.assert_allclose(model[0].running_var.numpy(), expected, rtol=1e-5)
         # A stock BatchNorm has a hook of its own, which has run before.
@@ -223,7 +227,7 @@ class TestRunningStatistics:
     def test_when_they_are_taken(self, config, enabled, monkeypatch, tmp_path):
         taken = []
         monkeypatch.setattr(
-            training,
+            running_statistics,
             "recompute_statistics",
             lambda model, batches: taken.append(len(list(batches))),
         )
@@ -251,7 +255,7 @@ def _average(rank, folder):
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     layer = build_norm_act("EvoNormB0", 3)
     layer.running_var.fill_(1 + 2 * rank)
-    training.average_over_processes([layer])
+    running_statistics.average_over_processes([layer])
     torch.save(layer.running_var, f"{folder}/{rank}.pth")
 
 
@@ -415,7 +419,7 @@ class TestEvaluation:
     def test_results_of_several_data_sets_are_kept_apart(self, config, tmp_path):
         cfg = config("DATASETS.TEST", "('digits_val', 'digits_train')")
         for name in cfg.DATASETS.TEST:
-            (evaluator,) = training.build_evaluator(cfg, name)._evaluators
+            (evaluator,) = build_evaluator(cfg, name)._evaluators
             assert isinstance(evaluator, COCOEvaluator)
             assert evaluator._output_dir == str(tmp_path / "run" / "inference" / name)
 

@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from evonorm_d2 import train as training
 from evonorm_d2.accumulate import AMPInParts, InParts
+from evonorm_d2.check_run import check_run
 from evonorm_d2.checkpoint import Checkpointer
 from evonorm_d2.data import register_digits
 from evonorm_d2.run_config import load_config
 from evonorm_d2.solver import scale_to_images
-from evonorm_d2.train import Trainer, check_run
+from evonorm_d2.trainer import Trainer
 from evonorm_runs.errors import UserError
 
 

@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 from evonorm_classifier.config import load_config as load_classifier
 from evonorm_classifier.data import DigitsSet, open_data
-from evonorm_classifier.trainer import ClassifierRun
+from evonorm_classifier.run import ClassifierRun
 from evonorm_d2.checkpoint import Checkpointer
 from evonorm_d2.data.own import _ours
 from evonorm_d2.loader import build_test_loader
