@@ -554,6 +554,16 @@ def sentences():
         "migrating.md",
         f"(results/digits_linear.json)) | {gn} | {alone} (one seed); with `LINEAR GN` {s0} | | |",
     )
+    runs = result("garments_to_digits.json")["seeds"]
+    cases = [(start, task) for task in ("bbox", "segm") for start in ("garments", "scratch")]
+    values = [[run[start][f"{task}/AP"] for run in runs] for start, task in cases]
+    box, box_alone, mask, mask_alone = (f"{fmean(x):.1f} ± {stdev(x):.1f}" for x in values)
+    yield (
+        "tutorial-detectron2.md",
+        f"box AP is {box} from the garments and {box_alone} from scratch, mask AP {mask} and "
+        f"{mask_alone}",
+    )
+    yield "results.md", f"box AP {box} and {box_alone}, mask AP {mask} and {mask_alone} |"
     key = "{}-digits (not comparable with Inception)"
     fid, score = (
         {norm: f"{row[key.format(name)]:.2f}" for norm, row in gan["norms"].items()}
