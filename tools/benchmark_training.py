@@ -20,6 +20,8 @@ there are as many objects as the heads sample, so that all norms have the same w
 biggan-32, biggan-64: configs/gan/digits.yaml, 16 images. An iteration is a step of the
 discriminator and a step of the generator.
 biggan-128: configs/gan/imagenet128.yaml, 32 images, for a GPU. Two steps of the discriminator.
+timm/NAME: a classifier of timm with EvoNorms, such as resnetv2_50d_evos, on two images: a
+training iteration and an evaluation with timm's layers, and with ours in their place.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from evonorm_repro.benchmark.plot import check_new
 from evonorm_repro.benchmark.training import (
     DETECTORS,
     GANS,
+    TIMM,
     build_steps,
     measure,
     memory,
@@ -51,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ", ".join([*DETECTORS, *GANS])
+    names = ", ".join([*DETECTORS, *GANS, f"{TIMM}NAME"])
     parser.add_argument("--model", required=True, metavar="NAME", help=names)
     parser.add_argument("--repeats", type=int, default=20, help="iterations (default 20)")
     parser.add_argument("--memory", action="store_true", help="what is kept, instead of seconds")
@@ -59,7 +62,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change the config")
     args = parser.parse_args()
     set_up(args)
-    if args.model not in (*DETECTORS, *GANS):
+    if args.model not in (*DETECTORS, *GANS) and not args.model.startswith(TIMM):
         raise ValueError(f"--model: {args.model!r} is not known; known are {names}")
     if args.json:
         check_new(args.json)

@@ -17,7 +17,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor, nn
 
-from evonorm import NormAct, recompute
+from evonorm import NormAct, convert, recompute
 from evonorm_runs import distributed
 from evonorm_runs.checkout import ROOT
 
@@ -37,7 +37,10 @@ RATIOS = (
     ("GN", FREE),
     ("EvoNormB0", FREE),
     ("EvoNormS0", FREE),
+    ("ours, training", "timm's, training"),
+    ("ours, evaluation", "timm's, evaluation"),
 )
+TIMM, TIMM_IMAGES = "timm/", 2
 # Each model's config file and what is changed in it.
 DETECTORS = {
     "mask-rcnn-digits": ("detection/digits/mask_rcnn_digits_{}.yaml", {}),
@@ -57,7 +60,9 @@ Step = Callable[[], None]
 def build_steps(
     model: str, device: str, overrides: list[str], norms: Sequence[str] = NORMS
 ) -> dict[str, Step]:
-    """An iteration of the model with each of these norms."""
+    """An iteration of the model with each of these norms; of a timm model, see timms_and_ours."""
+    if model.startswith(TIMM):
+        return timms_and_ours(model.removeprefix(TIMM), device)
     build = detector if model in DETECTORS else gan
     steps = {}
     for norm in norms:
@@ -145,6 +150,45 @@ def gan(model: str, norm: str, device: str, overrides: list[str]) -> Step:
             steps.discriminator_step(run, number, i, images, labels)
         steps.generator_step(run, number)
         steps.update_average(run, number)
+
+    return step
+
+
+def timms_and_ours(name: str, device: str) -> dict[str, Step]:
+    """Training and evaluation of a classifier with timm's own EvoNorms, and converted.
+
+    Raises:
+        ValueError: timm is not installed, or has no such model with EvoNorms.
+    """
+    try:
+        import timm
+
+        theirs = timm.create_model(name).to(device)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"--model {TIMM}{name}: {error}") from error
+    ours = copy.deepcopy(theirs)
+    convert(ours)
+    images = torch.randn(TIMM_IMAGES, *theirs.default_cfg["input_size"], device=device)
+    models = {"timm's": theirs, "ours": ours}
+    training = {f"{whose}, training": _training(m, images) for whose, m in models.items()}
+    return training | {f"{whose}, evaluation": _forward(m, images) for whose, m in models.items()}
+
+
+def _training(model: nn.Module, images: Tensor) -> Step:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model.train()(images).logsumexp(1).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def _forward(model: nn.Module, images: Tensor) -> Step:
+    def step() -> None:
+        with torch.inference_mode():
+            model.eval()(images)
 
     return step
 

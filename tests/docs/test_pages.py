@@ -601,6 +601,15 @@ def sentences():
         f"64x64, {s0[2]} in Mask R-CNN R-50-FPN at 256x256, {s0[3]} in Mask R-CNN on the digits; "
         f"B0 takes {b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN-ReLU's",
     )
+    names = "resnetv2_50d regnetz_c16 regnetz_d8 test_efficientnet".split()
+    files = [result(f"timm_{name}_evos.json")["ratios"] for name in names]
+    pairs = [f"ours, {part} / timm's, {part}" for part in ("training", "evaluation")]
+    trained, evaluated = (
+        "{:.2f}, {:.2f}, {:.2f} and {:.2f}".format(*(x[pair]["median"] for x in files))
+        for pair in pairs
+    )
+    yield "weights.md", f"takes {trained} of the time that it takes with timm's layers, an"
+    yield "weights.md", f"an evaluation {evaluated} ("
     detector, gan = (
         {
             r["norm"]: f"{r['kept_bytes'] / 2**20:.1f}"

@@ -47,6 +47,21 @@ def test_all_norms_take_turns(call, small, tmp_path, model):
         assert 0 < low <= ratio["median"] <= high < math.inf
 
 
+def test_timms_layers_and_ours_take_turns_on_a_model_of_timms(call, tmp_path):
+    file = tmp_path / "r.json"
+    arguments = ("--model", "timm/test_efficientnet_evos", "--repeats", 2, "--device", "cpu")
+    assert call(*arguments, "--json", file)[0] == 0
+    record = json.loads(file.read_text())
+    parts = ("training", "evaluation")
+    assert [r["norm"] for r in record["results"]] == [
+        f"{whose}, {part}" for part in parts for whose in ("timm's", "ours")
+    ]
+    assert list(record["ratios"]) == [f"ours, {part} / timm's, {part}" for part in parts]
+    steps = tool.build_steps("timm/test_efficientnet_evos", "cpu", [])
+    kept = [tool.kept_bytes(step) for step in steps.values()]
+    assert kept[0] > kept[1] > 0 and kept[2:] == [0, 0]  # ours keeps less
+
+
 def test_memory_is_that_of_the_tensors_kept():
     weight = torch.ones(3, 10, requires_grad=True)
     x = torch.ones(5, 10)
@@ -117,6 +132,8 @@ def test_the_mask_head_has_its_full_batch(small):
     ("arguments", "message"),
     [
         (("--model", "biggan-33"), "'biggan-33' is not known; known are mask-rcnn-digits, "),
+        (("--model", "timm/resnet18"), "found none of timm's EvoNorms in ResNet"),
+        (("--model", "timm/resnet_evos"), "--model timm/resnet_evos: Unknown model (resnet_evos)"),
         (("--model", "biggan-32", "--repeats", 0), "--repeats is 0"),
         (("--model", "biggan-32", "--json", "nowhere/r.json"), "no folder nowhere"),
         (("--model", "biggan-64", "MODEL.G_CH", "3"), "ch is 3"),
