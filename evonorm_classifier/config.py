@@ -43,6 +43,9 @@ def get_cfg() -> CfgNode:
     c.MODEL.EVONORM = CfgNode({"EPS": None, "MOMENTUM": None, "GROUP_SIZE": 0})
     c.MODEL.WIDTH = 1.0  # multiplies the numbers of channels
     c.MODEL.ZERO_INIT_LAST = False  # of resnet18 to 101: the weight of each block's last norm is 0
+    # How depthwise convolutions begin: as "torchvision" has it, or "tensorflow", whose weights are
+    # larger by the root of the number of channels.
+    c.MODEL.DEPTHWISE_INIT = "torchvision"
     c.MODEL.DROPOUT = None  # before the last layer; None: the model's own
     # EfficientNet's: the last of n blocks drops its residual branch for this share of the images,
     # times (n - 1) / n, and the first for none; None: 0.2 for B0 and B5.
@@ -110,6 +113,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> CfgNode:
 def _check(cfg: CfgNode) -> None:
     choices = {
         "MODEL.NAME": MODELS,
+        "MODEL.DEPTHWISE_INIT": ("torchvision", "tensorflow"),
         "DATA.NAME": ("digits", "garments", "folder", "shards"),
         "INPUT.INTERPOLATION": ("bilinear", "bicubic"),
         "INPUT.AUGMENT": ("", "autoaugment", "randaugment"),

@@ -29,10 +29,12 @@ def build_model(cfg: CfgNode, num_classes: int) -> nn.Module:
 
     Raises:
         UserError: an impossible number of groups, or a model without what MODEL.ZERO_INIT_LAST,
-            DROPOUT or DROP_CONNECT concerns.
+            DROPOUT, DROP_CONNECT or DEPTHWISE_INIT concerns.
     """
     model = MODELS[cfg.MODEL.NAME](num_classes, cfg.MODEL.WIDTH, cfg.INPUT.SIZE)
     _set_dropout(model, cfg)
+    if cfg.MODEL.DEPTHWISE_INIT == "tensorflow":
+        _draw_as_tensorflow(model, cfg.MODEL.NAME)
     with user_errors(ValueError, TypeError, prefix="MODEL: "):
         convert(model, cfg.MODEL.NORM, linear=cfg.MODEL.LINEAR, **_norm_options(cfg))
     if cfg.MODEL.ZERO_INIT_LAST:
@@ -66,6 +68,21 @@ def _set_dropout(model: nn.Module, cfg: CfgNode) -> None:
             raise UserError(f"MODEL.{key} is {rate}, but {cfg.MODEL.NAME} has no place for it")
         for i, layer in enumerate(layers):
             layer.p = rate * i / len(layers) if kind is StochasticDepth else rate
+
+
+@torch.no_grad()
+def _draw_as_tensorflow(model: nn.Module, name: str) -> None:
+    """Scale the weights of depthwise convolutions to a variance of 2 / (kernel's area).
+
+    torchvision's is smaller by the number of channels, which it counts as the kernel's outputs.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    if not layers:
+        raise UserError(
+            f"MODEL.DEPTHWISE_INIT is tensorflow, but {name} has no depthwise convolution"
+        )
+    for layer in layers:
+        layer.weight.mul_(layer.groups**0.5)
 
 
 def conv(in_channels: int, channels: int, size: int, stride: int = 1) -> nn.Conv2d:

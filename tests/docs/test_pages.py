@@ -601,6 +601,22 @@ def sentences():
         f"64x64, {s0[2]} in Mask R-CNN R-50-FPN at 256x256, {s0[3]} in Mask R-CNN on the digits; "
         f"B0 takes {b0[0]}, {b0[1]}, {b0[2]} and {b0[3]} of BN-ReLU's",
     )
+    found = {}
+    for r in result("depthwise_init.json")["runs"]:
+        key = r["model"], r["norm"], r["epochs"], r["init"]
+        found.setdefault(key, []).append(r["accuracy"])
+    found = {key: f"{fmean(x):.1f} ± {stdev(x):.1f}" for key, x in found.items()}
+    cases = ("mobilenet_v2", 1), ("mobilenet_v2", 3), ("efficientnet_b0", 1)
+    one, three, other = (
+        [found[model, "EvoNormS0", epochs, init] for init in ("tensorflow", "torchvision")]
+        for model, epochs in cases
+    )
+    yield (
+        "reproduce.md",
+        f"MobileNetV2 with EvoNorm-S0 has {one[0]} % with TensorFlow's and {one[1]} % with "
+        f"torchvision's after one epoch, {three[0]} and {three[1]} after three; EfficientNet-B0 "
+        f"has {other[0]} and {other[1]} after one",
+    )
     names = "resnetv2_50d regnetz_c16 regnetz_d8 test_efficientnet".split()
     files = [result(f"timm_{name}_evos.json")["ratios"] for name in names]
     pairs = [f"ours, {part} / timm's, {part}" for part in ("training", "evaluation")]

@@ -195,9 +195,32 @@ class TestOptions:
         # 16 blocks; tensorflow/tpu's rate of the i-th block is 0.4 * i / 16.
         assert drops == pytest.approx([0.4 * i / 16 for i in range(16)])
 
+    @pytest.mark.parametrize("name", ["mobilenet_v2", "mnasnet_b1", "efficientnet_b0"])
+    def test_initial_weights_of_depthwise_convolutions(self, name):
+        """By each library's rule for the fan-out, a kernel's area times its outputs."""
+        for init, outputs in (
+            ("torchvision", lambda m: m.out_channels),
+            ("tensorflow", lambda m: 1),
+        ):
+            torch.manual_seed(0)
+            model = build("MODEL.NAME", name, "MODEL.DEPTHWISE_INIT", init)
+            layers = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+            for m in layers:
+                assert m.groups == m.in_channels == m.out_channels
+            drawn = [
+                m.weight.detach() * (m.kernel_size[0] ** 2 * outputs(m) / 2) ** 0.5 for m in layers
+            ]
+            values = torch.cat([x.flatten() for x in drawn])
+            assert values.std() == pytest.approx(1, abs=0.01) and len(layers) >= 16
+
     @pytest.mark.parametrize(
         "overrides, expected",
         [
+            (
+                ("MODEL.DEPTHWISE_INIT", "tensorflow"),
+                "MODEL.DEPTHWISE_INIT is tensorflow, but preact_resnet8 has no depthwise",
+            ),
+            (("MODEL.DEPTHWISE_INIT", "timm"), "MODEL.DEPTHWISE_INIT is 'timm'; known are torch"),
             (("MODEL.DROPOUT", 0.2), "MODEL.DROPOUT is 0.2, but preact_resnet8 has no place for"),
             (
                 ("MODEL.NAME", "mobilenet_v2", "MODEL.DROP_CONNECT", 0.2),
