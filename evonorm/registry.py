@@ -70,9 +70,14 @@ def check_norm_act(name: str) -> None:
         read_formula(name)
         return
     lower = {known.lower(): known for known in _FACTORIES}
-    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.5)
+    lower |= {stock.lower(): with_relu for stock, with_relu in _STOCK.items()}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
     hint = f"did you mean {lower[close[0]]!r}? " if close else ""
-    raise ValueError(f"unknown norm-act {name!r}: {hint}known are {', '.join(_FACTORIES)}")
+    shown = [known for known in _FACTORIES if known not in FORMULAS or "/" not in known]
+    raise ValueError(
+        f"unknown norm-act {name!r}: {hint}known are {', '.join(shown)}, "
+        "EvoNormB/1 to EvoNormB/10 and EvoNormS/1 to EvoNormS/10"
+    )
 
 
 def formula_of(name: str) -> Formula | None:

@@ -46,7 +46,8 @@ def test_register_your_own(clean_registry):
 def test_unknown_name(name, meant):
     message = refused(ValueError, build_norm_act, name, 8)
     assert f"{name!r}: did you mean {meant!r}?" in message
-    assert all(known in message for known in list_norm_acts())
+    assert all(known in message for known in list_norm_acts() if "/" not in known)
+    assert "EvoNormB/1 to EvoNormB/10" in message
 
 
 @pytest.mark.parametrize("name", [None, "", "xyzzy"])

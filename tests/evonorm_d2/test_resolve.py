@@ -205,7 +205,7 @@ def test_an_unknown_norm_names_the_closest_and_the_known(norm, meant, key, stock
     message = refused(stock_cfg(PANOPTIC, f"MODEL.{key}", norm))
     assert message.startswith(f"MODEL.{key}: ") and norm in message
     assert f"did you mean {meant!r}?" in message
-    assert all(name in message for name in list_norm_acts())
+    assert all(name in message for name in list_norm_acts() if "/" not in name)
 
 
 def test_nothing_is_swapped_when_one_of_several_keys_is_refused(tiny_cfg):
