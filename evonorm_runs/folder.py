@@ -17,6 +17,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from . import distributed, machine
+from .config import flat
 from .errors import UserError, disk_errors, user_errors
 from .files import PARTIAL, atomic_write
 
@@ -71,15 +72,18 @@ def dump_line(line: Line) -> bytes:
 
 
 @contextlib.contextmanager
-def claimed(output_dir: str, checkpoints: Sequence[str], resume: bool) -> Iterator[None]:
+def claimed(
+    output_dir: str, checkpoints: Sequence[str], resume: bool, cfg: CfgNode | None = None
+) -> Iterator[None]:
     """Make a run's folder and keep other runs out of it. Only the main process does so.
 
     Args:
         checkpoints: patterns of the checkpoints' names.
+        cfg: of the run; a folder whose config.yaml has other keys is another tool's.
 
     Raises:
-        UserError: the folder holds a run and `resume` is not set, another process works in it, or
-            it can't be made.
+        UserError: the folder holds a run and `resume` is not set, or a run of another tool, another
+            process works in it, or it can't be made.
     """
     if not output_dir.strip():
         raise UserError("OUTPUT_DIR is empty: name the run's folder")
@@ -93,6 +97,8 @@ def claimed(output_dir: str, checkpoints: Sequence[str], resume: bool) -> Iterat
     try:
         if not resume:
             _refuse_to_overwrite(folder, output_dir, checkpoints)
+        elif cfg is not None:
+            _refuse_another_tools(folder, cfg)
         for leftover in folder.glob("*" + PARTIAL):
             leftover.unlink()
         yield
@@ -109,7 +115,7 @@ def owns_folder(*checkpoints: str) -> Callable[[Callable[..., Any]], Callable[..
     def decorate(train: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(train)
         def run(cfg: CfgNode, resume: bool = False) -> Any:
-            with claimed(cfg.OUTPUT_DIR, checkpoints, resume):
+            with claimed(cfg.OUTPUT_DIR, checkpoints, resume, cfg):
                 return train(cfg, resume)
 
         return run
@@ -154,6 +160,20 @@ def _refuse_to_overwrite(folder: Path, output_dir: str, checkpoints: Sequence[st
         raise UserError(
             f"OUTPUT_DIR {output_dir} holds a run ({kept[0]}): "
             "continue it with --resume, or name another OUTPUT_DIR"
+        )
+
+
+def _refuse_another_tools(folder: Path, cfg: CfgNode) -> None:
+    try:
+        found = yaml.safe_load((folder / CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return  # none, or damaged: it is written anew
+    known = flat(CfgNode(found)) if isinstance(found, dict) else {}
+    unknown = sorted(known.keys() - flat(cfg).keys())
+    if unknown:
+        raise UserError(
+            f"OUTPUT_DIR {folder} holds a run of another tool ({CONFIG} has {unknown[0]}): name "
+            "another OUTPUT_DIR"
         )
 
 

@@ -140,7 +140,7 @@ def run(
     _check_data(cfg)
     _check_anchors(cfg)
     opened = workers or _workers(cfg, at_once, ray_address)
-    with closing(opened), claimed(cfg.OUTPUT_DIR, [FILE], resume), stop.on_sigterm():
+    with closing(opened), claimed(cfg.OUTPUT_DIR, [FILE], resume, cfg), stop.on_sigterm():
         store = Store(Path(cfg.OUTPUT_DIR), repr(parts(cfg)[0]))
         search = Search(cfg, store)
         _check_same(cfg, store)

@@ -14,6 +14,8 @@ import pytest
 import torch
 from fvcore.common.config import CfgNode
 
+from evonorm_classifier.config import get_cfg as get_classifier_cfg
+from evonorm_gan.config import get_cfg as get_gan_cfg
 from evonorm_runs import stop
 from evonorm_runs.command_line import run_tool
 from evonorm_runs.distributed import process_flags
@@ -23,6 +25,7 @@ from evonorm_runs.folder import claimed, keep_lines, read_metrics, write_start
 from evonorm_runs.log import Log
 from evonorm_runs.pool import over_all
 from evonorm_runs.random_state import mix
+from evonorm_search.config import get_cfg as get_search_cfg
 
 
 def test_damaged_lines_are_counted_and_left_out(tmp_path):
@@ -68,6 +71,22 @@ def test_a_start_that_failed_does_not_block_the_next(tmp_path):
         with pytest.raises(UserError, match=r"holds a run \(config.yaml\)"):
             claim(tmp_path)
         assert config.read_text() == text
+
+
+def test_a_run_of_another_tool_is_not_gone_on_with(tmp_path):
+    gan = get_gan_cfg()
+    for cfg in (gan, get_classifier_cfg(), get_search_cfg()):
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        for other in (gan, get_classifier_cfg(), get_search_cfg()):
+            if other.keys() == cfg.keys():
+                with claimed(str(tmp_path), ["*.pth"], True, other):
+                    continue
+            with pytest.raises(UserError, match="holds a run of another tool"):
+                with claimed(str(tmp_path), ["*.pth"], True, other):
+                    pass
+    (tmp_path / "config.yaml").write_text("MODEL: {NORM: GN-ReLU}\n")  # of an earlier version
+    with claimed(str(tmp_path), ["*.pth"], True, gan):
+        pass
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
@@ -195,6 +214,8 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
 
 STOP = """
 import os, signal
+from evonorm_classifier.config import get_cfg as get_classifier_cfg
+from evonorm_gan.config import get_cfg as get_gan_cfg
 from evonorm_runs import stop
 from evonorm_runs.command_line import run_tool
 @run_tool("tool.py")
