@@ -29,6 +29,7 @@ from evonorm_gan.sampling import TRUNCATE_BY, check_statistics
 from evonorm_repro.table5 import format_table, table
 from evonorm_runs import distributed
 from evonorm_runs.command_line import run_tool
+from evonorm_runs.config import value as config_value
 from evonorm_runs.distributed import process_flags
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write
@@ -165,9 +166,11 @@ def evaluate_generator(args: argparse.Namespace) -> dict[str, Any]:
         cfg.defrost()
         cfg.DEVICE = ""  # this machine's
         finish_config(cfg, options(args))
-    for key in ("RESOLUTION", "NUM_CLASSES"):
-        if cfg.MODEL[key] != own.MODEL[key]:
-            raise UserError(f"{path}: its MODEL.{key} is {own.MODEL[key]}, not {cfg.MODEL[key]}")
+    named = {key for key in args.opts[::2] if key.startswith("MODEL.")}
+    for key in sorted({"MODEL.RESOLUTION", "MODEL.NUM_CLASSES"} | named):
+        ours, theirs = (config_value(config, key) for config in (own, cfg))
+        if ours != theirs:
+            raise UserError(f"{path}: its {key} is {ours}, not {theirs}")
     for value in args.truncation_curve or [cfg.TEST.TRUNCATION]:
         check_statistics(G, own, cfg.TEST.STANDING_BATCHES, value, cfg.TEST.TRUNCATE_BY)
     evaluator = make_evaluator(cfg)

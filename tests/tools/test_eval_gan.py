@@ -232,6 +232,7 @@ def test_bad_arguments(call, checkpoint, overrides, tmp_path):
         ([tmp_path / "none.pth"], "no such checkpoint"),
         ([checkpoint, "TEST.NUM_SAMPLE", 3], "TEST.NUM_SAMPLE"),
         ([checkpoint, "MODEL.RESOLUTION", 64], "MODEL.RESOLUTION is 32, not 64"),
+        ([checkpoint, "MODEL.NORM", "BN-ReLU"], "MODEL.NORM is EvoNormS0, not BN-ReLU"),
         ([checkpoint, "--json", tmp_path / "there.json"], "there.json exists"),
         (["--config-file", CONFIG, tmp_path / "a.npz", "--no-ema"], "--no-ema is for generators"),
         ([checkpoint, "--no-ema"], "EMA"),
