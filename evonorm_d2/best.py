@@ -9,6 +9,7 @@ from typing import Any, Callable
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from evonorm_runs import distributed
@@ -36,6 +37,17 @@ class BestCheckpoint(hooks.BestCheckpointer):
         if self.best_iter == self.trainer.start_iter - 1:
             # The run may have been killed between the log and the file.
             self._checkpointer.save(self._file_prefix, iteration=self.best_iter)
+
+    def _best_checking(self) -> None:
+        if self._val_metric not in self.trainer.storage.latest():
+            figures = ", ".join(flatten_results_dict(self.trainer._last_eval_results))
+            logging.getLogger(__name__).warning(
+                "TEST.BEST_METRIC is %r, but the evaluation gave %s: there is no model_best.pth",
+                self._val_metric,
+                figures,
+            )
+            return
+        super()._best_checking()
 
     def after_train(self) -> None:
         if self.trainer.start_iter < self.trainer.max_iter:  # else it had ended before

@@ -231,6 +231,13 @@ def test_the_best_checkpoint_stays_when_a_run_goes_on(config, tmp_path, rated):
     assert best(folder) == 3
 
 
+def test_a_wrong_name_of_the_best_metric_is_said(config, tmp_path, rated, caplog):
+    (tmp_path / "run").mkdir()
+    rated([7.0])
+    training.train(config("TEST.BEST_METRIC", "bbox/ap", "SOLVER.MAX_ITER", 1))
+    assert "TEST.BEST_METRIC is 'bbox/ap', but the evaluation gave bbox/AP: there" in caplog.text
+
+
 def test_a_run_ends_when_nothing_is_better_for_long_enough(config, tmp_path, rated):
     keys = (
         *("TEST.BEST_METRIC", "bbox/AP", "TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1),
