@@ -17,6 +17,7 @@ from evonorm_runs.images.digits import VARIANTS, make_digits
 from evonorm_runs.images.garments import CLASSES, load_garments
 from evonorm_runs.random_state import mix
 
+from .config import get_cfg
 from .shards import ShardImages, nearly_sequential, read_classes
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -30,6 +31,12 @@ def open_data(cfg: CfgNode) -> tuple[Any, Any]:
     Raises:
         UserError: the data is not there, or the two sets have different classes.
     """
+    if cfg.DATA.NAME in ("digits", "garments"):
+        if cfg.DATA.ROOT != get_cfg().DATA.ROOT:
+            what = f"DATA.ROOT is {cfg.DATA.ROOT}, but DATA.NAME {cfg.DATA.NAME} reads none"
+            raise UserError(f"{what}: set DATA.NAME folder")
+        if cfg.INPUT.AUGMENT:
+            raise UserError("INPUT.AUGMENT is for DATA.NAME folder and shards: set it to ''")
     if cfg.DATA.NAME == "garments":
         return tuple(GarmentsSet(cfg, part) for part in ("train", "val"))
     if cfg.DATA.NAME == "digits":

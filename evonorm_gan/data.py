@@ -27,6 +27,8 @@ from evonorm_runs.images.sets import (
     open_torchvision,
 )
 
+from .config import get_cfg
+
 
 def open_dataset(cfg: CfgNode, split: str = "train") -> ImageSet:
     """The data set that DATA.NAME and DATA.ROOT name, at MODEL.RESOLUTION.
@@ -85,6 +87,10 @@ def _open(cfg: CfgNode, split: str) -> ImageSet:
     if split not in ("train", "val"):
         raise UserError(f"a data set has the splits train and val, not {split!r}")
     if name == "digits":
+        if cfg.DATA.ROOT != get_cfg().DATA.ROOT:
+            raise UserError(
+                f"DATA.ROOT is {root}, but DATA.NAME digits reads none: set DATA.NAME ''"
+            )
         return MemorySet(*make_digits(split, resolution), [str(digit) for digit in range(10)])
     if name:
         arguments = (name, root, split, resolution, cfg.DATA.SKIP_CORRUPT)

@@ -109,6 +109,10 @@ def _check(cfg: CfgNode) -> None:
         cfg, "SEED", "SEARCH.GPUS_PER_TASK", "PROXY.WEIGHT_DECAY", "PROXY.STABILITY_STEPS"
     )
     check_fraction(cfg, "PROXY.MOMENTUM", "PROXY.QUALITY")
+    if cfg.DATA.NAME == "garments" and cfg.DATA.ROOT:
+        raise UserError(
+            f"DATA.ROOT is {cfg.DATA.ROOT}, but DATA.NAME garments reads none: set DATA.NAME folder"
+        )
     if not 0 <= cfg.PROXY.CROP <= cfg.DATA.RESOLUTION:
         size = cfg.DATA.RESOLUTION
         raise UserError(

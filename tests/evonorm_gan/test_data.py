@@ -26,7 +26,8 @@ from evonorm_runs.images.sets import resize
 
 def config(name="", root="", classes=2, resolution=32, skip=False):
     cfg = get_cfg()
-    cfg.DATA.NAME, cfg.DATA.ROOT, cfg.DATA.SKIP_CORRUPT = name, str(root), skip
+    cfg.DATA.NAME, cfg.DATA.SKIP_CORRUPT = name, skip
+    cfg.DATA.ROOT = cfg.DATA.ROOT if name == "digits" else str(root)
     cfg.MODEL.NUM_CLASSES, cfg.MODEL.RESOLUTION = classes, resolution
     return cfg
 
