@@ -41,6 +41,8 @@ def open_run(path: Path) -> tuple[Path, dict[str, Any], CfgNode]:
         UserError: no checkpoint, or a damaged one.
     """
     file = path / CHECKPOINT if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise UserError(f"{path}: not a run of train_classifier.py, which has a {CHECKPOINT}")
     with user_errors(OSError):
         data = read_checkpoint(file)
     if {"epoch", "config", "data", "model"} - data.keys():

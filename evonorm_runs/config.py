@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable
 
 import torch
 import yaml
 from fvcore.common.config import CfgNode
 
-from .errors import UserError, user_errors
+from .errors import UserError, one_line, user_errors
 
 # What fvcore, yacs and PyYAML raise for a wrong key, type or file.
 CONFIG_ERRORS = (
@@ -34,14 +38,19 @@ def merge(cfg: CfgNode, file: str | None, overrides: Sequence[str] = ()) -> CfgN
         UserError: a wrong key, value or file, or anything that could run code.
     """
     if file is not None:
-        with user_errors(*CONFIG_ERRORS, prefix=f"{file}: "):
+        if os.path.isdir(file):
+            raise UserError(f"{file} is a folder: name a config file in it")
+        with _config_errors(cfg, f"{file}: "):
             try:
                 cfg.merge_from_file(file, allow_unsafe=False)
             except RecursionError as error:
                 raise UserError(f"{file}: its _BASE_ leads back to itself") from error
             except AttributeError as error:  # fvcore assumes that it read a dictionary
                 raise UserError(f"{file}: not a config, which has KEY: VALUE lines") from error
-    with user_errors(*CONFIG_ERRORS, prefix="KEY VALUE on the command line: "):
+    options = [word for word in overrides if word.startswith("--")]
+    if options:
+        raise UserError(f"{options[0]} stands among KEY VALUE: options come before them")
+    with _config_errors(cfg, "KEY VALUE on the command line: "):
         cfg.merge_from_list(list(overrides))
     return cfg
 
@@ -52,9 +61,33 @@ def merge_saved(cfg: CfgNode, text: str, name: str) -> CfgNode:
     Raises:
         UserError: a wrong key or value.
     """
-    with user_errors(*CONFIG_ERRORS, prefix=f"{name}: its config: "):
+    with _config_errors(cfg, f"{name}: its config: "):
         cfg.merge_from_other_cfg(CfgNode.load_cfg(text))
     return cfg
+
+
+@contextlib.contextmanager
+def _config_errors(cfg: CfgNode, prefix: str) -> Iterator[None]:
+    """Raise what fvcore raises of a change to `cfg` as a UserError, with what would be right."""
+    try:
+        yield
+    except UserError:
+        raise
+    except CONFIG_ERRORS as error:
+        text = one_line(error)
+        raise UserError(f"{prefix}{text}{_remedy(text, flat(cfg))}") from error
+
+
+def _remedy(text: str, known: Mapping[str, Any]) -> str:
+    missing = re.match(r"Non-existent (?:config )?key: (\S+)", text)
+    if missing:
+        close = difflib.get_close_matches(missing[1], known, n=1, cutoff=0.8)
+        return f": did you mean {close[0]}?" if close else ": this tool has no key like it"
+    wrong = re.search(r"^Type mismatch .* for config key: (\S+)", text)
+    if wrong and wrong[1] in known:
+        example = known[wrong[1]]
+        return f", which takes a {type(example).__name__}, such as {example!r}"
+    return ""
 
 
 def finish(cfg: CfgNode, check: Callable[[CfgNode], None]) -> CfgNode:

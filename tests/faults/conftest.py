@@ -30,6 +30,7 @@ def faulty(tmp_path_factory, digits_root):
     """The folder in which all commands of the table are typed."""
     place = tmp_path_factory.mktemp("faulty")
     (place / "bomb.yaml").write_text("SEED: !!python/object/apply:os.mkdir [exploded]\n")
+    (place / "model.yaml").write_text("MODEL: {META_ARCHITECTURE: GeneralizedRCNN}\n")
     (place / "half.yaml").write_text("MODEL: {NORM: [\n")
     (place / "list.yaml").write_text("- a\n- b\n")
     (place / "loop.yaml").write_text("_BASE_: loop.yaml\n")

@@ -36,7 +36,9 @@ train_gan CONFIG MODEL.NORM 'x * sigmoid(v1 * x'  | '(' was never closed at char
 train_gan CONFIG MODEL.NORM 'x * sigmoid(v7 * x)' | unknown name 'v7' at character 13: did you mean 'v1'?
 train_gan CONFIG MODEL.NORM 'x / std_q(x)'        | unknown function 'std_q' at character 5: did you mean 'std_i'?
 train_gan CONFIG MODEL.NORM '__import__("os").mkdir("exploded")' | is not a function at character 1
-train_gan CONFIG MODEL.NROM EvoNormS0             | Non-existent key: MODEL.NROM
+train_gan CONFIG MODEL.NORM GN                    | unknown norm-act 'GN': did you mean 'GN-ReLU'? known are
+train_gan CONFIG MODEL.NROM EvoNormS0             | Non-existent key: MODEL.NROM: did you mean MODEL.NORM?
+train_gan CONFIG SOLVER.LR_G 1                    | for config key: SOLVER.LR_G, which takes a float, such as
 train_gan CONFIG MODEL.NORM                       | Override list has odd length
 train_gan CONFIG MODEL.G_CH many                  | for config key: MODEL.G_CH
 train_gan CONFIG MODEL.G_CH -3                    | MODEL.G_CH is -3, but should be more than 0
@@ -58,6 +60,7 @@ train_gan CONFIG SEED -1                          | SEED is -1, but should not b
 train_gan CONFIG SEED 99999999999999999999        | SEED is 99999999999999999999, but should not be
 train_gan CONFIG DEVICE tpu                       | DEVICE: Expected one of cpu, cuda
 train_gan CONFIG DATA.NAME mnist9                 | torchvision has no data set 'mnist9'
+train_gan CONFIG DATA.ROOT texts                  | DATA.ROOT is texts, but DATA.NAME digits reads none
 train_gan CONFIG DATA.NAME '' DATA.ROOT absent    | DATA.ROOT: absent does not exist
 train_gan CONFIG DATA.NAME '' DATA.ROOT texts     | texts should hold a folder per class
 train_gan CONFIG DATA.RANDOM_CROP 1.5             | DATA.RANDOM_CROP is 1.5, but should be in [0, 1]
@@ -86,6 +89,10 @@ train_classifier CONFIG SOLVER.IMS_PER_WORKER 1438 | is more than the 1437 image
 train_classifier CONFIG SOLVER.SCHEDULE linear    | SOLVER.SCHEDULE is 'linear'; known are multistep, cosine
 train_classifier CONFIG SOLVER.MOMENTUM 1.0       | SOLVER.MOMENTUM is 1.0, but should be in [0, 1)
 train_classifier CONFIG SOLVER.LABEL_SMOOTHING 2. | SOLVER.LABEL_SMOOTHING is 2.0, but should be in [0, 1)
+train_classifier CONFIG DATA.ROOT images          | DATA.ROOT is images, but DATA.NAME digits reads none
+train_classifier CONFIG INPUT.AUGMENT autoaugment | INPUT.AUGMENT is for DATA.NAME folder and shards
+train_classifier --config-file model.yaml         | Non-existent config key: MODEL.META_ARCHITECTURE: this tool has no key like it
+train_classifier --config-file held               | held is a folder: name a config file in it
 train_classifier CONFIG DATA.NAME folder DATA.ROOT absent | DATA.ROOT: [Errno 2] No such file or directory: 'absent/train'
 train_classifier CONFIG DATA.NAME folder DATA.ROOT images | DATA.ROOT: Found no valid file
 train_classifier CONFIG DATA.NAME shards DATA.ROOT absent | DATA.ROOT: [Errno 2] No such file or directory: 'absent/classes.txt'
@@ -99,6 +106,8 @@ train_net CONFIG MODEL.FPN.NORM 'x * sgmoid(x)'   | did you mean 'sigmoid'?
 train_net CONFIG MODEL.NORM EvoNormS0             | Non-existent key: MODEL.NORM
 train_net CONFIG MODEL.EVONORM.LINEAR IN          | MODEL.EVONORM.LINEAR: linear='IN' should be
 train_net CONFIG MODEL.META_ARCHITECTURE Nothing  | No object named 'Nothing' found in 'META_ARCH' registry
+train_net CONFIG DATASETS.TEST digits_val         | which takes a tuple, such as ('digits_val',)
+train_net CONFIG OUTPUT_DIR held --resume         | --resume stands among KEY VALUE: options come before them
 train_net CONFIG MODEL.LOAD_PROPOSALS True        | MODEL.LOAD_PROPOSALS: proposal files are pickles
 train_net CONFIG DATASETS.TRAIN "('none',)"         | no data set is named 'none'
 train_net CONFIG DATASETS.TRAIN "('coco_2017_train',)" | coco/annotations/instances_train2017.json
@@ -137,6 +146,7 @@ sample_gan grid other.pth -o a.png                | other.pth: not a checkpoint 
 sample_gan grid held -o a.png                     | held/model_0000004.pth: damaged, or not a checkpoint
 sample_gan grid held -o a.gif                     | a.gif: the name should end in .png
 sample_gan grid held -o file                      | file: exists already
+export_backbone empty                             | empty: not a run of train_classifier.py
 import_biggan absent.bin -o new.pth               | No such file or directory: 'absent.bin'
 import_biggan bomb.pth -o new.pth                 | bomb.pth: loading it could run code
 import_biggan list.pth -o new.pth                 | list.pth: not a checkpoint
