@@ -518,6 +518,12 @@ def test_the_papers_figures_are_the_ones_that_runs_are_compared_with():
         assert cells == [found["IS"], found["FID"]]
 
 
+def beside_the_paper(figures, *names):
+    """Figures of a reproduction, as the README sets them beside the paper's."""
+    full = {"B0": "EvoNormB0", "S0": "EvoNormS0", "GN": "GN-ReLU", "BN": "BN-ReLU"}
+    return ", ".join(f"{name} {figures[full[name]]}" for name in names)
+
+
 def sentences():
     """What pages say of results, from the files that they name."""
     demo, gan = result("demo.json"), result("digits_gan.json")
@@ -672,6 +678,17 @@ def sentences():
         f"S0 takes {s0[0]} of the time with GN in R-50-FPN on images of 256x256, and {s0[1]} in a",
     )
     small = {r["layer"]: f"{r['bbox/AP']['mean']:.1f}" for r in result("table4_small.json")["rows"]}
+    yield "../README.md", beside_the_paper(small, "B0", "S0", "GN", "BN")
+    fid = {r["layer"]: f"{r['FID']['mean']:.2f}" for r in result("table5_small.json")["rows"]}
+    yield "../README.md", f"FID-digits: {beside_the_paper(fid, 'S0', 'B0', 'BN', 'GN')}"
+    rows = result("table3_small.json")["rows"] + result("table2_small.json")["rows"]
+    top1 = {(r["layer"], r.get("ims_per_worker")): f"{r['accuracy']['mean']:.1f}" for r in rows}
+    few, all_of_them = (
+        {layer: figure for (layer, images), figure in top1.items() if images == number}
+        for number in (2, None)
+    )
+    yield "../README.md", f"at 2 images: {beside_the_paper(few, 'S0', 'BN')}"
+    yield "../README.md", f"| {beside_the_paper(all_of_them, 'B0', 'BN')} | no, after 110"
     order = (small[x] for x in ("GN-ReLU", "EvoNormS0", "EvoNormB0", "BN-ReLU"))
     yield "migrating.md", f"(results/table4_small.json)) | {' | '.join(order)} |"
     s0, bn = (f"{demo['norms'][norm]['bbox/AP']:.1f}" for norm in ("EvoNormS0", "BN"))
