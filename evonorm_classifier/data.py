@@ -139,8 +139,11 @@ class FolderSet:
     def _open(self, cfg: CfgNode, split: str, transform: Prepare) -> Any:
         from torchvision.datasets import ImageFolder  # slow to import
 
+        folder = Path(cfg.DATA.ROOT).expanduser() / split
+        if not folder.exists():
+            raise UserError(f"DATA.ROOT: there is no {folder}; it holds a folder per class")
         with user_errors(OSError, prefix="DATA.ROOT: "):
-            return ImageFolder(str(Path(cfg.DATA.ROOT).expanduser() / split), transform)
+            return ImageFolder(str(folder), transform)
 
     def where(self, index: int) -> str:
         """What a message says of where an image is."""

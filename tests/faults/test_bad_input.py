@@ -93,7 +93,7 @@ train_classifier CONFIG DATA.ROOT images          | DATA.ROOT is images, but DAT
 train_classifier CONFIG INPUT.AUGMENT autoaugment | INPUT.AUGMENT is for DATA.NAME folder and shards
 train_classifier --config-file model.yaml         | Non-existent config key: MODEL.META_ARCHITECTURE: this tool has no key like it
 train_classifier --config-file held               | held is a folder: name a config file in it
-train_classifier CONFIG DATA.NAME folder DATA.ROOT absent | DATA.ROOT: [Errno 2] No such file or directory: 'absent/train'
+train_classifier CONFIG DATA.NAME folder DATA.ROOT absent | DATA.ROOT: there is no absent/train; it holds a folder per class
 train_classifier CONFIG DATA.NAME folder DATA.ROOT images | DATA.ROOT: Found no valid file
 train_classifier CONFIG DATA.NAME shards DATA.ROOT absent | DATA.ROOT: [Errno 2] No such file or directory: 'absent/classes.txt'
 train_classifier CONFIG DATA.SHUFFLE 0            | DATA.SHUFFLE is 0, but should be more than 0
