@@ -82,6 +82,8 @@ def classify(args: argparse.Namespace) -> int:
         print(f"{path}: " + ", ".join(f"{name} {share:.4f}" for name, share in found))
         classes = [{"class": name, "probability": share} for name, share in found]
         rows.append({"file_name": str(path), "classes": classes})
+    if not rows:
+        return 2
     write_results(args, rows)
     print(f"{args.output}: classes of {len(rows)} images ({RESULTS})")
     return 0 if len(rows) == len(paths) else 2
@@ -126,6 +128,8 @@ def detect(args: argparse.Namespace) -> int:
         with user_errors(OSError):
             Image.fromarray(predictor.picture(image, found)).save(args.output / f"{name}.png")
         rows += [{**row, "file_name": path.name} for row in predictor.results(found, image_id)]
+    if broken == len(images):
+        return 2
     write_results(args, rows)
     print(f"{args.output}: {len(rows)} objects in {len(images) - broken} images ({RESULTS})")
     return 2 if broken else 0

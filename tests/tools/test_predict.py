@@ -101,6 +101,8 @@ def test_files_a_checkpoint_and_a_broken_image(own, call, images, tmp_path):
     assert f"predict.py: {tmp_path / 'b.jpg'}: cannot identify" in err
     assert json.loads((out / "results.json").read_text()) == []
     assert {p.name for p in out.iterdir()} == {"a.png", "results.json"}
+    assert call(own[0], tmp_path / "b.jpg", "-o", tmp_path / "none")[0] == 2
+    assert not (tmp_path / "none/results.json").exists()  # as no image could be read
     (out / "a.png").write_text("mine")
     status, _, err = call(*arguments[:2], "-o", out)
     assert status == 2 and "results.json exists: name another folder" in err
@@ -281,6 +283,8 @@ class TestClassifiers:
         assert status == 2 and f"predict.py: {tmp_path / 'b.jpg'}: cannot identify" in err
         (row,) = json.loads((tmp_path / "out/results.json").read_text())
         assert len(row["classes"]) == 5
+        assert call(checkpoint, images[1], "-o", tmp_path / "none")[0] == 2
+        assert not (tmp_path / "none").exists()
         status, _, err = call(checkpoint, *images, "-o", tmp_path / "out")
         assert status == 2 and "results.json exists: name another folder" in err
 
