@@ -146,7 +146,8 @@ def table(rows: Sequence[Row]) -> str:
     networks = list(rows[0].networks)
     lines = [["layer", "images per worker", "mean", *networks]]
     for row in rows:
-        each = (f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in row.networks.values())
+        found = [row.networks[network] for network in networks]
+        each = (f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in found)
         lines.append([f"`{row.norm_act}`", f"{row.images or 'all'}", f"{row.mean:.2f}", *each])
     head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
     return "\n".join([head, "|" + "---|" * len(lines[0]), *body])

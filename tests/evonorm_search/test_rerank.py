@@ -61,10 +61,11 @@ def test_means_and_deviations():
     assert a.mean == pytest.approx(70.0)
     for network, mean in (("one", 55.0), ("two", 85.0)):  # of two, half their distance by sqrt(2)
         assert a.networks[network] == pytest.approx((mean, 10 / 2**0.5))
-    head, _, first, second, _ = table([a, b, small]).splitlines()
+    turned = b._replace(networks={"two": (60.0, 1.0), "one": (75.0, 0.0)})
+    head, _, first, second = table([a, turned]).splitlines()
     assert head == "| layer | images per worker | mean | one | two |"
     assert first == "| `a` | all | 70.00 | 55.0 ± 7.1 | 85.0 ± 7.1 |"
-    assert second == "| `b` | all | 75.00 | 75.0 ± 0.0 |"
+    assert second == "| `b` | all | 75.00 | 75.0 ± 0.0 | 60.0 ± 1.0 |"
 
 
 def test_which_trainings_there_are():
