@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evonorm_runs.errors import UserError
+from evonorm_search import rerank
 from evonorm_search.config import load_config
 from evonorm_search.space import Space, formula
 from evonorm_search.store import Candidate, Store
@@ -115,6 +116,27 @@ def test_the_pages_example_on_a_made_table(searches, tmp_path, monkeypatch, caps
     )
     # Random search only finds what has no parent. In this table children are better.
     assert random_ == pytest.approx(35.0) and 45 < evolution <= 100 * best
+
+
+def test_the_page_has_the_table_of_the_published_final_test():
+    trainings = read_table(PAGE.parent / "rerank.jsonl")
+    final = {job_of(line): line["accuracy"] for line in trainings if line["part"] == "test"}
+    shown = re.search(r"start:test\] -->\n(.*?)\n<!--", PAGE.read_text(), re.DOTALL)[1]
+    assert shown == rerank.table(rerank.summary(final))
+    assert {job.seed for job in final}.isdisjoint({line["seed"] for line in trainings[:9]})
+
+
+def job_of(line):
+    return rerank.Job(*(line[key] for key in rerank.Job._fields))
+
+
+def test_the_layers_of_the_final_test_are_the_best_of_the_reranking():
+    trainings = read_table(PAGE.parent / "rerank.jsonl")
+    found = {line["norm_act"] for line in trainings if line["part"] == "test"} - {*rerank.KNOWN}
+    for search in ("evolution_s", "evolution_b"):
+        own = (x for x in trainings if x["part"] == "val" and x["search"] == search)
+        rows = rerank.summary({job_of(line): line["accuracy"] for line in own})
+        assert {row.norm_act for row in rows[: rerank.WINNERS]} <= found
 
 
 def test_the_page_has_the_columns_and_the_summary_of_the_published_table(searches, tmp_path):
