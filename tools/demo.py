@@ -38,7 +38,7 @@ OUTPUT = Path("output/demo")
 NORMS = ("EvoNormS0", "BN")
 FEW_IMAGES = ("SOLVER.IMS_PER_BATCH", "2", "SOLVER.BASE_LR", "0.015")  # half of the configs'
 GAN = OUTPUT / "biggan_EvoNormS0"
-OWN = ("SOLVER.MAX_ITER", "400", "TEST.CACHE_DIR", str(OUTPUT / "cache"))
+OWN = ("SOLVER.MAX_ITER", "800", "TEST.CACHE_DIR", str(OUTPUT / "cache"))
 SEARCHES = {"search_0": "0", "search_1": "1"}  # their seeds
 FIGURES = [f"{task}/{ap}" for task in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")]
 
