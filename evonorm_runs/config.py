@@ -75,6 +75,8 @@ def _config_errors(cfg: CfgNode, prefix: str) -> Iterator[None]:
         raise
     except CONFIG_ERRORS as error:
         text = one_line(error)
+        if "expected str instance" in text:  # yacs joins the parts of a key
+            text = "a key is no text; YAML takes NO, ON and numbers for something else"
         raise UserError(f"{prefix}{text}{_remedy(text, flat(cfg))}") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from detectron2 import model_zoo
@@ -20,13 +22,15 @@ NORM_KEYS = ("RESNETS.NORM", "FPN.NORM", "RPN.NORM", "ROI_BOX_HEAD.NORM", "ROI_M
 
 @pytest.fixture(autouse=True)
 def quiet_and_alike():
-    """One thread, one seed, and the storage that Detectron2's heads log into."""
+    """One thread, one seed, the storage that Detectron2's heads log into; no log is left."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with EventStorage(0):
         yield
     torch.set_num_threads(threads)
+    for name in ("detectron2", "fvcore"):  # default_setup's write into this test's output
+        logging.getLogger(name).handlers.clear()
 
 
 @pytest.fixture
