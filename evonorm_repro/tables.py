@@ -97,7 +97,7 @@ class Table5(Experiment):
         if scale == "small":
             self.title = "Table 5 in small: BigGAN-deep on digits, 300 steps of 16 images"
             self.config = "configs/gan/digits.yaml"
-            self.lr = (1e-3, 5e-4)
+            self.lr = (5e-4, 1e-3)
             self.short = ("SOLVER.MAX_ITER", "120")
             extractor = "digits"
             self.notes = (*self.notes, "Those of digits come from a small classifier of digits.")
