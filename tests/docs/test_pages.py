@@ -543,6 +543,26 @@ def transfer(linear, gan):
         yield "results/search.md", f"| `{norm}` | {' | '.join(cells)} |"
 
 
+def speeds():
+    """What the search's page says of its speed."""
+    sift, step, driver, rate = (
+        result(f"search/speed_{part}.json")["results"]
+        for part in ("sift", "step", "driver", "rate")
+    )
+    per_second = [f"{sift[space]['per_second']:.0f}" for space in "SB"]
+    yield "search.md", f"{per_second[0]} graphs of the S space sifted a second, {per_second[1]} of"
+    ratios = (
+        f"{found['median_ratio']:.2f} and {found['ratio_90']:.2f} on {network}"
+        for network, found in step.items()
+    )
+    yield "search.md", ", ".join(ratios)
+    costs = {found["candidates"]: found["ms"] for found in driver}
+    first, *rest = (f"{costs[count]:.2f}" for count in (1000, 10_000, 100_000))
+    yield "search.md", f"{first}, {rest[0]} and {rest[1]} ms for a candidate"
+    yield "search.md", f"gives {rate['per_hour']:.0f} candidates an hour on two cores"
+    yield "search.md", f"had taken {100 * rate['shared_of_all_seconds']:.0f} % of all seconds"
+
+
 def sentences():
     """What pages say of results, from the files that they name."""
     demo, gan = result("demo.json"), result("digits_gan.json")
@@ -605,6 +625,7 @@ def sentences():
         f"{score['EvoNormB0']} with EvoNormB0 and {score['GN-ReLU']} with GN-ReLU",
     )
     yield from transfer(linear, gan)
+    yield from speeds()
     yield (
         "../README.md",
         f"FID-digits {fid['EvoNormS0']} with EvoNormS0, {fid['EvoNormB0']} with EvoNormB0, "
