@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evonorm_runs.errors import UserError
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_search.results import Row, ten_best_over_time
 from evonorm_search.store import Candidate
 
@@ -26,8 +26,13 @@ def draw_search(table: Sequence[dict[str, Any]]) -> Figure:
     (figure 2); the accuracies of all layers that were trained, network against network (figure 4).
 
     Raises:
-        UserError: no layer of the table was trained.
+        UserError: no layer of the table was trained, or a line is no row of a search.
     """
+    with user_errors(KeyError, TypeError, prefix="the table: a line is no row of a search: "):
+        return _draw(table)
+
+
+def _draw(table: Sequence[dict[str, Any]]) -> Figure:
     own = [row for row in table if row["same_as"] is None]
     trained = [row for row in own if row["stage"] == "trained"]
     if not trained:

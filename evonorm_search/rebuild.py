@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evonorm_runs.errors import UserError
+from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.folder import claimed
 
 from .config import load_config, parts
@@ -32,19 +32,22 @@ def rebuild(table: Path, name: str, folder: Path, overrides: Sequence[str] = ())
         UserError: no such table or search; a folder that holds one; a search of several processes,
             or of a version that draws otherwise.
     """
-    rows = [row for row in read_table(table) if row["search"] == name]
-    if not rows:
-        known = ", ".join(sorted({row["search"] for row in read_table(table)}))
-        raise UserError(f"{table} has no search that is named {name!r}; it has {known}")
-    own = [row for row in rows if row["same_as"] is None]
-    results = {row["formula"]: {key: row[key] for key in RESULT} for row in own}
-    settings = ["CANDIDATES", str(len(results)), "OUTPUT_DIR", str(folder)]
-    cfg = load_config(None, [*_settings(rows[0]), *settings, *overrides])
+    with user_errors(KeyError, TypeError, prefix=f"{table}: a line is no row of a search: "):
+        searches: dict[str, list[dict[str, Any]]] = {}
+        for row in read_table(table):
+            searches.setdefault(row["search"], []).append(row)
+        if name not in searches:
+            known = ", ".join(sorted(searches))
+            raise UserError(f"{table} has no search that is named {name!r}; it has {known}")
+        own = [row for row in searches[name] if row["same_as"] is None]
+        results = {row["formula"]: {key: row[key] for key in RESULT} for row in own}
+        settings = [*_settings(searches[name][0]), "CANDIDATES", str(len(own))]
+    cfg = load_config(None, [*settings, "OUTPUT_DIR", str(folder), *overrides])
     with claimed(cfg.OUTPUT_DIR, [FILE], resume=False):
         store = Store(folder, repr(parts(cfg)[0]))
         store.set("config", cfg.dump())
         search = Search(cfg, store)
-        while search.evaluated < len(results):
+        while search.evaluated < len(own):
             candidate = search.propose()
             if candidate.formula not in results:
                 raise UserError(

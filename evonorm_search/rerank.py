@@ -38,6 +38,7 @@ from .data import Source, load_part
 from .evaluation import Data, Proxy, Training, accuracy, curve
 from .plugins import MODULES, load
 from .slices import slice_batches
+from .table import markdown
 
 FILE = "rerank.jsonl"
 KNOWN = ("BN-ReLU", "BN-Swish", "GN-ReLU", "GN-Swish", "EvoNormS0", "EvoNormB0")
@@ -149,8 +150,7 @@ def table(rows: Sequence[Row]) -> str:
         found = [row.networks[network] for network in networks]
         each = (f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in found)
         lines.append([f"`{row.norm_act}`", f"{row.images or 'all'}", f"{row.mean:.2f}", *each])
-    head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
-    return "\n".join([head, "|" + "---|" * len(lines[0]), *body])
+    return markdown(lines)
 
 
 def winners(cfg: CfgNode, folder: Path) -> list[str]:

@@ -108,5 +108,10 @@ def summary(table: Iterable[dict[str, Any]]) -> str:
                 "–" if best is None else f"{100 * best:.1f}",
             ]
         )
+    return markdown(lines)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table of these cells in Markdown; the first line is its head."""
     head, *body = ("| " + " | ".join(cells) + " |" for cells in lines)
     return "\n".join([head, "|" + "---|" * len(lines[0]), *body])

@@ -73,6 +73,26 @@ def test_the_published_search_is_drawn_again_as_it_was(tmp_path):
     assert all(row["same_as"] is not None for row in published[len(found) :])
 
 
+def test_a_search_that_trains_equal_layers_again_has_all_of_them(tmp_path):
+    """As the paper's procedure does, with no sieve for them."""
+    more = ["SIEVE.DUPLICATES", "False", "SPACE.NODES", "2"]
+    settings = [
+        *SETTINGS,
+        *more,
+        *UNTOLD,
+        "CANDIDATES",
+        "30",
+        "OUTPUT_DIR",
+        str(tmp_path / "first"),
+    ]
+    first = run(load_config(None, settings), workers=Made())
+    formulas = [candidate.formula for candidate, _ in first.candidates()]
+    assert len(set(formulas)) < len(formulas)
+    write_table([tmp_path / "first"], tmp_path / "table.jsonl")
+    again = rebuild(tmp_path / "table.jsonl", "first", tmp_path / "again", [*UNTOLD, *more[:2]])
+    assert all_of(again) == all_of(first)
+
+
 def test_bad_input_is_one_line(tmp_path):
     search(tmp_path / "first", 20)
     table = tmp_path / "table.jsonl"
@@ -84,6 +104,9 @@ def test_bad_input_is_one_line(tmp_path):
     (tmp_path / "cut.jsonl").write_bytes(table.read_bytes()[:-20])
     with pytest.raises(UserError, match="cut.jsonl: "):
         rebuild(tmp_path / "cut.jsonl", "first", tmp_path / "new")
+    (tmp_path / "other.jsonl").write_text('{"search": "first", "accuracy": 0.5}\n')
+    with pytest.raises(UserError, match="other.jsonl: a line is no row of a search: same_as"):
+        rebuild(tmp_path / "other.jsonl", "first", tmp_path / "new")
     with pytest.raises(UserError, match="first"):
         rebuild(table, "first", tmp_path / "first")
     assert len(list(Store(tmp_path / "first").candidates())) >= 20

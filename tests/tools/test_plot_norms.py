@@ -234,6 +234,9 @@ def test_search(call, tmp_path):
     file.write_text(json.dumps(table[0]))
     status, _, err = call("search", file, "-o", tmp_path / "other.svg")
     assert status == 2 and "no layer that was trained" in err
+    file.write_text('{"accuracy": 0.5}')
+    status, _, err = call("search", file, "-o", tmp_path / "other.svg")
+    assert status == 2 and "a line is no row of a search: same_as" in err
 
 
 def test_bad_arguments(call, tmp_path):
