@@ -26,7 +26,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colour
 
 
 def open_data(cfg: CfgNode) -> tuple[Any, Any]:
-    """The training and the validation set that DATA names; each has `len`, `classes`, `batches`.
+    """The training set that DATA names, and TEST.SPLIT's; each has `len`, `classes`, `batches`.
 
     Raises:
         UserError: the data is not there, or the two sets have different classes.
@@ -38,18 +38,22 @@ def open_data(cfg: CfgNode) -> tuple[Any, Any]:
         if cfg.INPUT.AUGMENT:
             raise UserError("INPUT.AUGMENT is for DATA.NAME folder and shards: set it to ''")
     if cfg.DATA.NAME == "garments":
-        return tuple(GarmentsSet(cfg, part) for part in ("train", "val"))
+        return tuple(GarmentsSet(cfg, part) for part in ("train", cfg.TEST.SPLIT))
     if cfg.DATA.NAME == "digits":
+        if cfg.TEST.SPLIT == "test":
+            raise UserError("TEST.SPLIT is test, but the digits have train and val only")
         images, labels = make_digits("train", cfg.INPUT.SIZE)
         chosen = torch.arange(len(labels)) % VARIANTS["train"] < cfg.DATA.VARIANTS
         train = DigitsSet(images[chosen], labels[chosen])
         return train, DigitsSet(*make_digits("val", cfg.INPUT.SIZE))
     kind = SETS[cfg.DATA.NAME]
-    train, val = (kind(cfg, split) for split in ("train", "val"))
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"{cfg.DATA.ROOT}: train and val differ in classes, as in {differing[0]!r}")
-    return train, val
+    train, other = (kind(cfg, split) for split in ("train", cfg.TEST.SPLIT))
+    if train.classes != other.classes:
+        differing = sorted(set(train.classes) ^ set(other.classes))
+        raise UserError(
+            f"{cfg.DATA.ROOT}: train and {cfg.TEST.SPLIT} differ in classes, as in {differing[0]!r}"
+        )
+    return train, other
 
 
 class DigitsSet:
@@ -179,7 +183,7 @@ class ShardSet(FolderSet):
 
     def _open(self, cfg: CfgNode, split: str, transform: Prepare) -> ShardImages:
         root, key = Path(cfg.DATA.ROOT).expanduser(), f"{split.upper()}_IMAGES"
-        num, classes = cfg.DATA[key], read_classes(root)
+        num, classes = cfg.DATA.get(key, 0), read_classes(root)  # of "test" there is no such key
         return ShardImages(root / split, num, f"DATA.{key}", classes, transform)
 
     def where(self, index: int) -> str:

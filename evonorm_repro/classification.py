@@ -47,16 +47,17 @@ class Classification(Experiment):
         self.base_lr = RATES.get((self.table, model), 0.1)
         if scale == "small":
             self.base_lr = 0.1
-            name = {"preact_resnet": "digits"}.get(model, f"digits_{model}")
+            name = {"preact_resnet": "garments"}.get(model, f"garments_{model}")
             self.config = f"configs/classification/{name}.yaml"
-            self.title = f"{self.what} {self.table} in small: {model} on digits"
+            self.held_out = ("TEST.SPLIT", "val")
+            self.title = f"{self.what} {self.table} in small: {model} on garments"
             self.notes = (*self.notes, "The paper's figures: ImageNet.")
 
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
         settings = ["MODEL.NORM", norm, "SOLVER.BASE_LR", number(factor * self.base_lr)]
         if condition:
             settings += ["SOLVER.IMS_PER_WORKER", str(condition)]
-        return settings
+        return [*settings, "TEST.SPLIT", "test"] if self.scale == "small" else settings
 
     def read(self, folder: Path) -> dict[str, float]:
         values = {key: value for line in read_metrics(folder)[0] for key, value in line.items()}
