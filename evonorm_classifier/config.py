@@ -53,8 +53,8 @@ def get_cfg() -> CfgNode:
     c.MODEL.RECOMPUTE = False  # outputs of EvoNorms again in the backward pass, for less memory
 
     c.DATA = CfgNode()
-    # "folder": ROOT/train and ROOT/val, or TEST.SPLIT, a folder per class; "shards": WebDataset's tar
-    # files in these two and ROOT/classes.txt, a name in each line; "digits"; "garments".
+    # "folder": ROOT/train and ROOT/val, a folder per class; "shards": WebDataset's tar files in
+    # these two and ROOT/classes.txt, a name in each line; "digits"; "garments".
     c.DATA.NAME = "folder"
     c.DATA.ROOT = "datasets/imagenet"
     c.DATA.VARIANTS = 1  # how many of the digits' 8 training images per scan are used
@@ -98,7 +98,7 @@ def get_cfg() -> CfgNode:
 
     c.TEST = CfgNode()
     c.TEST.BATCH_SIZE = 256  # per process
-    c.TEST.SPLIT = "val"  # the images that a run is evaluated on, or "test"; the digits have no test
+    c.TEST.SPLIT = "val"  # what a run is evaluated on; or "test", which all but the digits can have
     return c
 
 

@@ -95,10 +95,9 @@ class Table5(Experiment):
         self.lr = (5e-5, 2e-4)
         extractor = "inception-v3-compat"
         if scale == "small":
-            self.title = "Table 5 in small: BigGAN-deep on digits, 300 steps of 16 images"
+            self.title = "Table 5 in small: BigGAN-deep on digits, 1200 steps of 16 images"
             self.config = "configs/gan/digits.yaml"
             self.lr = (5e-4, 1e-3)
-            self.short = ("SOLVER.MAX_ITER", "120")
             extractor = "digits"
             self.notes = (*self.notes, "Those of digits come from a small classifier of digits.")
         self.metrics = (
@@ -114,8 +113,7 @@ class Table5(Experiment):
         lr_g, lr_d = (number(factor * lr) for lr in self.lr)
         settings = ["MODEL.NORM", norm, "SOLVER.LR_G", lr_g, "SOLVER.LR_D", lr_d]
         if self.scale == "small":
-            settings += ["SOLVER.MAX_ITER", "300", "SOLVER.SAMPLE_PERIOD", "100"]
-            settings += ["SOLVER.CHECKPOINT_PERIOD", "150", "TEST.EVAL_PERIOD", "100"]
+            settings += ["TEST.EVAL_PERIOD", "200"]
         return settings
 
     def read(self, folder: Path) -> dict[str, float]:
