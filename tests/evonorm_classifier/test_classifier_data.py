@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +37,20 @@ def test_garments_are_enlarged_and_grey(cfg):
     # As the set's mean and deviation say; enlarging keeps the mean.
     pixels = images * train.pixel_std[0] + train.pixel_mean[0]
     torch.testing.assert_close(pixels.mean(), stored[[0, 7]].float().mean(), rtol=0.02, atol=0.0)
+
+
+def test_a_run_can_be_evaluated_on_images_that_chose_nothing(cfg, folder):
+    garments = cfg("DATA.NAME", "garments", "TEST.SPLIT", "test")
+    images, labels = load_garments("test")
+    found = open_data(garments)[1]
+    assert torch.equal(found.images, images) and torch.equal(found.labels, labels)
+    shutil.copytree(folder / "val", folder / "test")
+    shutil.copy(folder / "test" / "a" / "0.png", folder / "test" / "a" / "more.png")
+    settings = of_folder(cfg, folder), of_folder(cfg, folder, "TEST.SPLIT", "test")
+    val, test = (open_data(c)[1] for c in settings)
+    assert len(test) == len(val) + 1 and test.images.root == str(folder / "test")
+    with pytest.raises(UserError, match="^TEST.SPLIT is test, but the digits have train and val"):
+        open_data(cfg("TEST.SPLIT", "test"))
 
 
 class TestWorkers:

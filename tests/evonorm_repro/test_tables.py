@@ -11,7 +11,7 @@ import pytest
 from evonorm import build_norm_act
 from evonorm_gan.evaluation.metrics import metric_key
 from evonorm_repro.costs import describe, trained_images
-from evonorm_repro.experiment import reproduce, seed_jobs
+from evonorm_repro.experiment import reproduce, seed_jobs, tuning_jobs
 from evonorm_repro.present import as_table
 from evonorm_repro.tables import SCALES, TABLES, Table4
 from evonorm_runs.errors import UserError
@@ -92,6 +92,18 @@ def test_a_whole_number_is_a_learning_rate_too(table, lr):
     settings = experiment.settings(experiment.norms[0], lr, None)
     cfg = load(str(ROOT / experiment.config), [*settings, device, "cpu"])
     assert cfg.SOLVER["LR_G" if table == "table5" else "BASE_LR"] == 1.0
+
+
+@pytest.mark.parametrize("table", ["table2", "table3", "figure11"])
+def test_rates_are_chosen_on_images_that_no_reported_run_is_measured_on(table, tmp_path):
+    experiment = TABLES[table]("small", TABLES[table].models[0])
+    load = importlib.import_module(LOADERS[experiment.tool]).load_config
+    tuning = tuning_jobs(experiment, ["BN-ReLU"], tmp_path, ()).values()
+    reported = seed_jobs(experiment, ["BN-ReLU"], 1, tmp_path, (), {}).values()
+    for jobs, split in ((tuning, "val"), (reported, "test")):
+        configs = [load(str(ROOT / job.config), [*job.settings, "DEVICE", "cpu"]) for job in jobs]
+        assert {(c.DATA.NAME, c.TEST.SPLIT) for c in configs} == {("garments", split)}
+        assert {c.SOLVER.EPOCHS for c in configs} == {8}  # both of the full length
 
 
 def test_the_papers_figures():
@@ -186,7 +198,7 @@ class TestCosts:
     def test_runs_to_choose_a_learning_rate_are_counted(self, tmp_path):
         experiment = TABLES["table2"]("small", "preact_resnet")
         text = describe(experiment, ["BN-ReLU"], 3, tmp_path, (), 0)
-        each = 10 * (1437 // 128) * 128
+        each = 8 * (8000 // 128) * 128
         assert "# 5 runs to choose the learning rate, 0 of them finished" in text
         assert f"{(5 + 3) * each:,} images to train with" in text
 
