@@ -72,6 +72,7 @@ class Table3(Classification):
     baselines = ("BN-ReLU", "GN-ReLU")
     condition = "ims_per_worker"
     conditions = (128, 64, 32, 16, 8, 4, 2)
+    in_small = (128, 32, 8, 2)
     notes = (
         "The learning rate is tuned at 128 images per worker, and scaled linearly from there.",
     )
@@ -83,6 +84,8 @@ class Table3(Classification):
             for norm, row in TABLE_3[model].items()
             for images, cell in zip(self.conditions, row.split())
         }
+        if scale == "small":
+            self.conditions = self.in_small
 
 
 class Table2(Classification):

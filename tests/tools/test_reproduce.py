@@ -20,7 +20,7 @@ def here(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_table_3_from_nothing(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(TABLES["table3"], "conditions", (128, 64))
+    monkeypatch.setattr(TABLES["table3"], "in_small", (128, 64))
     layers = ("--norms", "BN-ReLU", "EvoNormS0", "--seeds", "1", "--lrs", "1")
     arguments = ("table3", *layers, "--at-once", "2")
     short = ("SOLVER.EPOCHS", "2", "SOLVER.WARMUP_EPOCHS", "1.0")
