@@ -8,8 +8,9 @@ Each model is trained on one random batch, by the same steps as in a real traini
 take turns, an iteration each per repetition, so that other work of the machine slows all of them
 alike. Times are medians with quartiles. The ratios are medians of the ratios within a repetition.
 
-"EvoNormS0 recomputed" computes the layers' outputs again in the backward pass. "free" has nothing
-in the place of EvoNorm-S0: no layer can be faster.
+"EvoNormS0 recomputed" computes the layers' outputs again in the backward pass, "EvoNormS0
+checkpointed" each residual block of the backbone or the generator (torch.utils.checkpoint). "free"
+has nothing in the place of EvoNorm-S0: no layer can be faster.
 
 With --memory it measures, not seconds, the most bytes that an iteration allocates at a time beside
 the weights and the optimizer's state, and those that it keeps for the backward pass.

@@ -11,11 +11,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from evonorm import NormAct, convert, recompute
 from evonorm_runs import distributed
@@ -26,13 +28,15 @@ from .layers import WARM_UP, align, quartiles, summary
 CONFIGS = ROOT / "configs"
 FREE = "free"  # EvoNorm-S0's model with nothing in the place of its norm-acts
 RECOMPUTED = "EvoNormS0 recomputed"  # with MODEL.EVONORM.RECOMPUTE
-NORMS = ("BN", "GN", "EvoNormB0", "EvoNormS0", RECOMPUTED, FREE)
+CHECKPOINTED = "EvoNormS0 checkpointed"  # each block of the ResNet or generator computed again
+NORMS = ("BN", "GN", "EvoNormB0", "EvoNormS0", RECOMPUTED, CHECKPOINTED, FREE)
 # Of what to what; a second one for EvoNorm-S0 is its distance from a layer that costs nothing.
 RATIOS = (
     ("EvoNormB0", "BN"),
     ("EvoNormS0", "GN"),
     (RECOMPUTED, "GN"),
     (RECOMPUTED, "EvoNormS0"),
+    (CHECKPOINTED, "EvoNormS0"),
     ("BN", FREE),
     ("GN", FREE),
     ("EvoNormB0", FREE),
@@ -87,7 +91,7 @@ def detector(model: str, norm: str, device: str, overrides: list[str]) -> Step:
         "SOLVER.BASE_LR": 1e-6,
         "MODEL.DEVICE": device,
     } | changes
-    name = "EvoNormS0" if norm in (FREE, RECOMPUTED) else norm
+    name = norm.split(" ")[0] if norm != FREE else "EvoNormS0"
     cfg = load_config(str(CONFIGS / file.format(name)), [*flat(changes), *overrides])
     network = variant(build_model(cfg), norm)
     trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
@@ -131,8 +135,8 @@ def gan(model: str, norm: str, device: str, overrides: list[str]) -> Step:
     from evonorm_gan.run import GanRun
 
     file, changes = GANS[model]
-    names = {"BN": "BN-ReLU", "GN": "GN-ReLU", FREE: "EvoNormS0", RECOMPUTED: "EvoNormS0"}
-    changes = {**changes, "MODEL.NORM": names.get(norm, norm)}
+    names = {"BN": "BN-ReLU", "GN": "GN-ReLU", FREE: "EvoNormS0"}
+    changes = {**changes, "MODEL.NORM": names.get(norm, norm.split(" ")[0])}
     cfg = load_config(str(CONFIGS / file), [*flat(changes), "DEVICE", device, *overrides])
     torch.backends.cudnn.benchmark = True  # as in training
     run = GanRun(cfg, torch.device(device), [""] * cfg.MODEL.NUM_CLASSES, images=0)
@@ -194,9 +198,13 @@ def _forward(model: nn.Module, images: Tensor) -> Step:
 
 
 def variant(network: nn.Module, norm: str) -> nn.Module:
-    """The network of EvoNorm-S0 made that of FREE or RECOMPUTED, in place."""
+    """The network of EvoNorm-S0 made that of FREE, RECOMPUTED or CHECKPOINTED, in place."""
     if norm == RECOMPUTED:
         recompute(network)
+    if norm == CHECKPOINTED:
+        for block in network.modules():
+            if type(block).__name__.endswith("Block"):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if norm == FREE:
         for module in list(network.modules()):
             for name, child in module.named_children():
@@ -314,7 +322,8 @@ def memory(steps: dict[str, Step], device: str) -> list[dict[str, Any]]:
     results = []
     for norm, step in steps.items():
         step()  # makes what the optimizer keeps
-        kept = {} if norm == RECOMPUTED else {"kept_bytes": kept_bytes(step)}
+        hidden = norm in (RECOMPUTED, CHECKPOINTED)
+        kept = {} if hidden else {"kept_bytes": kept_bytes(step)}
         results.append({"norm": norm, "peak_bytes": peak_bytes(step, device), **kept})
     return results
 

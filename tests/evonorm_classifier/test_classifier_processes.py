@@ -1,4 +1,4 @@
-"""A classifier's training in two processes that is killed or stopped, and goes on."""
+"""A classifier's training in two processes: killed or stopped it goes on; recomputing is exact."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def train(tiny_cfg, noise, tmp_path, monkeypatch):
         torch.set_num_threads(1)
         trainer.train(cfg, resume=True)
 
-    def run(name, what=signal.SIGKILL, at=None):
+    def run(name, what=signal.SIGKILL, at=None, more=()):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        cfg = tiny_cfg(*SETTINGS, "OUTPUT_DIR", tmp_path / name)
+        cfg = tiny_cfg(*SETTINGS, *more, "OUTPUT_DIR", tmp_path / name)
         # As torchrun does, it ends both processes if one of them fails.
         context = mp.start_processes(
             process, (cfg, port, what, at), nprocs=2, join=False, start_method="fork"
@@ -92,3 +92,9 @@ def test_a_process_that_is_killed_or_stopped_ends_both_and_the_run_goes_on(train
     for part in ("model", "averaged"):
         torch.testing.assert_close(a[part], b[part], rtol=1e-5, atol=1e-6)
     assert lines(whole) == [pytest.approx(line, rel=1e-4) for line in lines(stopped)]
+
+
+def test_outputs_that_are_computed_again_change_no_bit(train, equal):
+    usual = train("usual", more=("SOLVER.AMP", True))
+    again = train("again", more=("SOLVER.AMP", True, "MODEL.RECOMPUTE", True))
+    assert equal(checkpoint(usual), checkpoint(again))

@@ -85,12 +85,13 @@ def test_memory_of_all_norms(call, small, tmp_path, model):
     results = json.loads(file.read_text())["results"]
     results = {r["norm"]: r for r in results}
     assert list(results) == list(tool.NORMS)
-    kept = {norm: r["kept_bytes"] for norm, r in results.items() if norm != tool.RECOMPUTED}
+    again = (tool.RECOMPUTED, tool.CHECKPOINTED)
+    kept = {norm: r["kept_bytes"] for norm, r in results.items() if norm not in again}
     assert all(f"{size / 2**20:.1f}" in out for size in kept.values())
     assert 0 < kept.pop(tool.FREE) < min(kept.values())
     assert max(kept.values()) < 1.3 * min(kept.values())
     peaks = {norm: r["peak_bytes"] for norm, r in results.items()}
-    assert peaks[tool.RECOMPUTED] < peaks["EvoNormS0"]
+    assert max(peaks[norm] for norm in again) < peaks["EvoNormS0"]
     assert all(peaks[norm] > size for norm, size in kept.items())
 
 
