@@ -5,6 +5,7 @@ It imports torch only. The other packages are looked up, not imported.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import platform
@@ -179,4 +180,5 @@ def _data() -> list[str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m evonorm", description=__doc__).parse_args()
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,13 @@ def test_it_imports_torch_only_and_runs_as_a_command():
     assert any("unset EVONORM_REFERENCE" in line for line in report)
     (line,) = [line for line in report if "EvoNormS0" in line]
     assert "on a CPU plain PyTorch; on a GPU plain PyTorch" in line
+
+
+def test_an_argument_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evonorm", "--foo"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("evonorm", run_name="__main__")
+    assert "unrecognized arguments: --foo" in capsys.readouterr().err
 
 
 class Calls(TorchDispatchMode):
