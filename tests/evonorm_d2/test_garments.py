@@ -8,9 +8,11 @@ import json
 import numpy as np
 import pytest
 import sklearn.datasets
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
+from torch.nn import functional as F
 
 from evonorm_d2.data import drawn, garments, register_garments, write_garments
 from evonorm_d2.loader import check_names
@@ -127,6 +129,18 @@ def test_what_is_annotated_is_pasted_there(monkeypatch):
         assert {item.label for item in items} == {7}
         # An edge is soft over a few pixels, the more the larger the garment is.
         assert not (masks & ~seen).any() and seen.sum() < 1.6 * masks.sum()
+
+
+@pytest.mark.parametrize("size", [(40, 31), (28, 28), (24, 64), (128, 128)])
+def test_resizing_is_bilinear(size):
+    """As PyTorch's in float64, but for the two roundings."""
+    image = np.random.default_rng(0).integers(0, 256, (28, 35, 3))
+    batch = torch.from_numpy(image).double().permute(2, 0, 1)[None]
+    expected = F.interpolate(batch, size, mode="bilinear", align_corners=False)[0]
+    found = torch.from_numpy(garments.resize(image, *size)).permute(2, 0, 1)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1.0
+    assert torch.equal(torch.from_numpy(garments.resize(image[..., 0], *size)), found[0])
 
 
 def test_parts_share_no_region_of_a_photograph(monkeypatch):
