@@ -15,7 +15,7 @@ from evonorm import check_linear, is_norm_act
 from evonorm_runs.errors import user_errors
 
 # Importing them registers the components.
-from . import fcos, heads, paper, res5, timm_backbone  # noqa: F401
+from . import fcos, heads, paper, res5, timm_backbone, weight_standardization  # noqa: F401
 from .declare import is_declared, names_instead_of, names_that_read
 from .norm import check_norm
 from .timm_backbone import BUILDERS, set_pixels

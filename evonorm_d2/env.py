@@ -22,13 +22,13 @@ def setup_environment() -> None:
 
     from . import solver
     from .config import add_evonorm_config, resolve
-    from .data import register_digits
+    from .data import register_embedded
     from .data.own import use_own_data
 
     if "EVONORM" in defaults._C.MODEL:
         return
     add_evonorm_config(defaults._C)
-    register_digits()
+    register_embedded()
     stock_solver.build_optimizer = engine.build_optimizer = solver.build_optimizer
     stock_solver.get_default_optimizer_params = solver.get_default_optimizer_params
     stock_build.get_default_optimizer_params = solver.get_default_optimizer_params

@@ -164,11 +164,12 @@ def check_names(names: Sequence[str]) -> None:
         for path in filter(None, map(metadata.get, _PATHS)):
             if "://" not in path and not PathManager.exists(path):
                 try:
-                    DatasetCatalog.get(name)
+                    DatasetCatalog.get(name)  # which may make the data
                 except OSError as error:
                     if error.errno is None:  # the loader's own, which says how to make the data
                         raise UserError(one_line(error)) from error
-                raise UserError(f"{name}: {path} does not exist")
+                if not PathManager.exists(path):
+                    raise UserError(f"{name}: {path} does not exist")
 
 
 @contextlib.contextmanager

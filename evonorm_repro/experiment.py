@@ -44,7 +44,6 @@ class Experiment(ABC):
         condition: the name of what is varied in addition to the norm, None if nothing is.
         conditions: its values; the learning rate is tuned at the first one.
         clock: the key in metrics.json that says how far a training was at an evaluation.
-        short: KEY VALUE ... that make a run a short one, for tuning.
         held_out: KEY VALUE ... that measure a run for tuning on images which no reported run is
             measured on; empty if there are none.
         factors: multiples of the config's learning rate to choose from; one means no tuning.
@@ -64,7 +63,6 @@ class Experiment(ABC):
     condition: str | None = None
     conditions: tuple[Any, ...] = (None,)
     clock: str
-    short: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
     factors: tuple[float, ...] = (0.5, 1.0, 2.0)
     widen = True
@@ -218,7 +216,7 @@ def _job(
     name = [slug(norm), f"lr{factor:g}"]
     if seed is None:
         condition = experiment.conditions[0]
-        rest = [*experiment.short, *experiment.held_out, "SEED", str(TUNING_SEED)]
+        rest = [*experiment.held_out, "SEED", str(TUNING_SEED)]
     else:
         if experiment.condition:
             name.append(f"{condition}")

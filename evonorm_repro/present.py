@@ -14,19 +14,23 @@ def as_table(experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
     """{"title": ..., "columns": [...], "rows": [[...]], "notes": [...]}, all of them strings.
 
     Each norm has a row, and below it a row with the paper's figures if there are any. If something
-    is varied in addition to the norm, each of its values has a column, as in the paper's table 3.
+    is varied in addition to the norm, each of its values has a column, as in the paper's table 3,
+    for each metric that the norms are compared by.
     """
     described = [] if experiment.condition else list(results["rows"][0]["described"])
-    columns = [metric.title for metric in experiment.metrics] + described
+    metrics = experiment.metrics
+    columns = [metric.title for metric in metrics] + described
     if experiment.condition:
-        columns = [str(condition) for condition in experiment.conditions]
+        metrics = tuple(metric for metric in metrics if metric.compared)
+        pairs = [(metric.title, c) for c in experiment.conditions for metric in metrics]
+        columns = [f"{title} at {c}" if len(metrics) > 1 else str(c) for title, c in pairs]
     rows = []
     for norm in dict.fromkeys(row["layer"] for row in results["rows"]):
         own = [row for row in results["rows"] if row["layer"] == norm]
-        cells = [_cell(experiment, row, metric) for row in own for metric in experiment.metrics]
+        cells = [_cell(experiment, row, metric) for row in own for metric in metrics]
         cells += [f"{own[0]['described'][title]:.2f}" for title in described]
         rows.append([norm, own[0]["learning rate"], _seeds(own), *cells])
-        keys = [metric.key for metric in experiment.metrics] + described
+        keys = [metric.key for metric in metrics] + described
         paper = [row["paper"].get(key, "") for row in own for key in keys]
         if any(paper):
             rows.append(["  paper", "", "", *paper])
@@ -79,7 +83,7 @@ def _notes(experiment: Experiment, results: dict[str, Any]) -> list[str]:
         metric = experiment.metrics[0]
         notes.append(
             f"Learning rates are multiples of the config's, chosen by {metric.title} of one "
-            f"{'short ' if experiment.short else ''}run each with a seed of its own, on "
+            "run each with a seed of its own, on "
             f"{'images' if experiment.held_out else 'the images'} that "
             f"{'no reported run is measured on' if experiment.held_out else 'are reported on too'}:"
         )

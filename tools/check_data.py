@@ -12,7 +12,7 @@ import warnings
 with warnings.catch_warnings():
     # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
     warnings.simplefilter("ignore", FutureWarning)
-    from evonorm_d2.data import register_digits
+    from evonorm_d2.data import register_embedded
     from evonorm_d2.data.check import find_faults
     from evonorm_d2.run_config import load_config
     from evonorm_runs.command_line import run_tool
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys, as in training")
     args = parser.parse_intermixed_args()
     cfg = load_config(args.config_file, args.opts)
-    register_digits()
+    register_embedded()
     names = (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     refused = told = 0
     for finding in find_faults(cfg, *names, every_image=True):

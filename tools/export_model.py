@@ -14,7 +14,7 @@ from pathlib import Path
 with warnings.catch_warnings():
     # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
     warnings.simplefilter("ignore", FutureWarning)
-    from evonorm_d2.data import register_digits
+    from evonorm_d2.data import register_embedded
     from evonorm_d2.export import FORMATS, export_model
     from evonorm_d2.predict import RunPredictor, read_bgr
     from evonorm_runs.command_line import run_tool
@@ -47,7 +47,7 @@ def main() -> int:
     args = parse_arguments()
     if args.output.exists() and not args.overwrite:
         raise UserError(f"{args.output} exists: name another file with -o, or add --overwrite")
-    register_digits()
+    register_embedded()
     predictor = RunPredictor(args.run, args.device)
     picture = args.image or predictor.first_image()
     image = predictor.input(read_bgr(picture))

@@ -93,7 +93,7 @@ def detect(args: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
         warnings.simplefilter("ignore", FutureWarning)
-        from evonorm_d2.data import register_digits
+        from evonorm_d2.data import register_embedded
         from evonorm_d2.predict import RunPredictor, find_images, image_ids, read_bgr
         from evonorm_d2.video import is_video, predict_video
 
@@ -104,7 +104,7 @@ def detect(args: argparse.Namespace) -> int:
     videos = find_images([path for path in args.images if is_video(path)])
     names = [RESULTS, *(f"{name}.png" for name in images)] if images else []
     check_free(args, [*names, *(f"{name}.mp4{x}" for name in videos for x in ("", ".json"))])
-    register_digits()
+    register_embedded()
     predictor = RunPredictor(args.run, args.device)
     with user_errors(OSError):
         args.output.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from detectron2.utils.logger import setup_logger
 
     from evonorm_d2.check_run import check_run
-    from evonorm_d2.data import register_digits
+    from evonorm_d2.data import register_embedded
     from evonorm_d2.data.own import use_own_data
     from evonorm_d2.run_config import load_config
     from evonorm_d2.train import evaluate, summary, train
@@ -34,7 +34,7 @@ with warnings.catch_warnings():
 @process_flags(cudnn_benchmark=False)
 def work(cfg: CfgNode, args: argparse.Namespace) -> None:
     """The work of each process."""
-    register_digits()
+    register_embedded()
     use_own_data(cfg)
     logging.raiseExceptions = False  # what must write reports a full disk itself
     if args.eval_only:
@@ -70,7 +70,7 @@ def kept_config(cfg: CfgNode) -> Iterator[None]:
 def main() -> int:
     args = default_argument_parser().parse_args()
     cfg = load_config(args.config_file, args.opts)
-    register_digits()
+    register_embedded()
     check_run(cfg, args.resume, args.eval_only, args.num_gpus, args.num_machines)
     with on_sigterm():  # the worker processes end by themselves
         launch(

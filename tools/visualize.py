@@ -12,7 +12,7 @@ from PIL import Image
 with warnings.catch_warnings():
     # Importing Detectron2 warns that TorchScript is deprecated; nothing a user could act on.
     warnings.simplefilter("ignore", FutureWarning)
-    from evonorm_d2.data import register_digits
+    from evonorm_d2.data import register_embedded
     from evonorm_d2.visualize import draw_sheet
     from evonorm_runs.command_line import run_tool
     from evonorm_runs.errors import user_errors
@@ -31,7 +31,7 @@ def main() -> int:
     output = args.output or args.run / "sheet.png"
     if args.num < 1:
         parser.error(f"--num must be at least 1, got {args.num}")
-    register_digits()
+    register_embedded()
     sheet = draw_sheet(args.run, args.num, args.score_threshold)
     with user_errors(OSError, ValueError, prefix=f"{output}: "):
         Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(output)

@@ -12,7 +12,8 @@ from detectron2.data import MetadataCatalog
 
 from .catalog import DataSet, same_ids
 
-ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN")  # architectures that predict masks and keypoints
+# Architectures that predict masks and keypoints.
+ROI_HEADS = ("GeneralizedRCNN", "PanopticFPN", "WeightStandardizedRCNN")
 
 
 class Fault(NamedTuple):

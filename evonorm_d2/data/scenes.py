@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from .overlap import Item, Limits, place
+
 SPLITS = ("train", "val")
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
@@ -25,22 +27,11 @@ class Style:
     tint: float = 0.2  # of ink and background; 0 is grey
     texture: float = 0.1  # largest deviation of the background from its colour
     grain: float = 0.015  # largest standard deviation of the pixel noise
-    max_box_iou: float = 0.2  # of a digit with each drawn before it
-    min_visible: float = 0.7  # the fraction of each mask that later digits leave uncovered
+    max_box_iou: float = 0.2  # see Limits
+    min_visible: float = 0.7
 
 
 STYLE = Style()
-
-
-@dataclass
-class Digit:
-    """One digit of a scene. `mask` (size, size) bool is what can be seen of it, `full_area` the
-    pixels it had before others covered it, `scan` its row in scikit-learn's data set."""
-
-    label: int
-    scan: int
-    mask: np.ndarray
-    full_area: int
 
 
 def load_scans(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,26 +55,25 @@ def draw_scene(
     rng: np.random.Generator,
     size: int,
     scans: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> tuple[np.ndarray, list[Digit]]:
+) -> tuple[np.ndarray, list[Item]]:
     """One scene of random digits out of `scans`, in the form that `load_scans` returns.
 
     Returns the image (size, size, 3) uint8 RGB and its digits in the order they were drawn.
     """
     images, labels, rows = scans
+    limits = Limits(STYLE.max_box_iou, STYLE.min_visible)
     luminance = rng.uniform(*STYLE.background)
     image = _background(rng, size, luminance)
-    digits: list[Digit] = []
+    digits: list[Item] = []
     for _ in range(rng.integers(STYLE.digits[0], STYLE.digits[1] + 1)):
         pick = rng.integers(len(images))
         alpha = _warp(rng, images[pick], size)
         ink = _colour(rng, luminance + rng.uniform(*STYLE.contrast), STYLE.tint)
-        place = _place(rng, alpha, size, digits)
-        if place is None:  # the digit is left out whole, as all ink has an annotation
+        placed = place(rng, alpha > 0.5, size, digits, limits)
+        if placed is None:  # the digit is left out whole, as all ink has an annotation
             continue
-        window, mask = place
-        for digit in digits:
-            digit.mask &= ~mask
-        digits.append(Digit(int(labels[pick]), int(rows[pick]), mask, int(mask.sum())))
+        window, mask = placed
+        digits.append(Item(int(labels[pick]), int(rows[pick]), mask, int(mask.sum())))
         image[window] += alpha[..., None] * (ink - image[window])
     image += rng.uniform(0, STYLE.grain) * rng.standard_normal((size, size, 1))
     return np.round(255 * image.clip(0, 1)).astype(np.uint8), digits
@@ -109,37 +99,6 @@ def _warp(rng: np.random.Generator, scan: np.ndarray, size: int) -> np.ndarray:
     alpha = (0.5 + (ink - 0.4) * pixels / 2).clip(0, 1)
     ys, xs = np.nonzero(alpha)
     return alpha[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-
-
-def _place(
-    rng: np.random.Generator, alpha: np.ndarray, size: int, digits: list[Digit]
-) -> tuple[tuple[slice, slice], np.ndarray] | None:
-    """A window of the image for `alpha` and the mask (size, size) there, or None if in ten tries
-    no place was found that leaves enough of the digits drawn before."""
-    for _ in range(10):
-        y, x = (int(rng.integers(size - side + 1)) for side in alpha.shape)
-        window = (slice(y, y + alpha.shape[0]), slice(x, x + alpha.shape[1]))
-        mask = np.zeros((size, size), dtype=bool)
-        mask[window] = alpha > 0.5
-        if all(_compatible(mask, digit) for digit in digits):
-            return window, mask
-    return None
-
-
-def _compatible(mask: np.ndarray, digit: Digit) -> bool:
-    """Whether `digit` may be partly covered by a new one with this mask."""
-    box, other = _box(mask), _box(digit.mask)
-    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    shared = np.prod(sides.clip(0))
-    union = np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared
-    visible = (digit.mask & ~mask).sum()
-    return shared <= STYLE.max_box_iou * union and visible >= STYLE.min_visible * digit.full_area
-
-
-def _box(mask: np.ndarray) -> np.ndarray:
-    """The tight box (y0, x0, y1, x1) of a mask, ends excluded."""
-    ys, xs = np.nonzero(mask)
-    return np.array([ys.min(), xs.min(), ys.max() + 1, xs.max() + 1])
 
 
 def _background(rng: np.random.Generator, size: int, luminance: float) -> np.ndarray:

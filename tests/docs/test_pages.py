@@ -55,6 +55,10 @@ ELSEWHERE = {
     "tools/check_data.py *": ("takes the digits", "tests/tools/test_check_data.py"),
     "tools/make_digits.py": ("1400 images", "tests/evonorm_d2/test_digits.py"),
     "tools/make_digits.py *": ("usage", "tests/evonorm_d2/test_digits.py"),
+    "tools/train_net.py --config-file configs/detection/garments/*": (
+        "takes minutes",
+        "tests/evonorm_d2/test_recipes.py",
+    ),
     "tools/train_net.py --config-file configs/detection/digits/*": (
         "minutes",
         "tests/tools/test_train_net.py",
@@ -743,7 +747,9 @@ def sentences():
         "migrating.md",
         f"S0 takes {s0[0]} of the time with GN in R-50-FPN on images of 256x256, and {s0[1]} in a",
     )
-    small = {r["layer"]: f"{r['bbox/AP']['mean']:.1f}" for r in result("table4_small.json")["rows"]}
+    small = {
+        r["layer"]: f"{r['bbox/AP']['mean']:.1f}" for r in result("table4_digits.json")["rows"]
+    }
     yield "../README.md", beside_the_paper(small, "B0", "S0", "GN", "BN")
     fid = {r["layer"]: f"{r['FID']['mean']:.2f}" for r in result("table5_small.json")["rows"]}
     yield "../README.md", f"FID-digits: {beside_the_paper(fid, 'S0', 'B0', 'BN', 'GN')}"
@@ -756,7 +762,7 @@ def sentences():
     yield "../README.md", f"at 2 images: {beside_the_paper(few, 'S0', 'BN')}"
     yield "../README.md", f"| {beside_the_paper(all_of_them, 'B0', 'BN')} | no, after 110"
     order = (small[x] for x in ("GN-ReLU", "EvoNormS0", "EvoNormB0", "BN-ReLU"))
-    yield "migrating.md", f"(results/table4_small.json)) | {' | '.join(order)} |"
+    yield "migrating.md", f"(results/table4_digits.json)) | {' | '.join(order)} |"
     s0, bn = (f"{demo['norms'][norm]['bbox/AP']:.1f}" for norm in ("EvoNormS0", "BN"))
     yield "migrating.md", f"(results/demo.json)) | | with `LINEAR GN` {s0} | | {bn} |"
     counts = {

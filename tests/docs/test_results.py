@@ -26,3 +26,13 @@ def test_the_page_has_the_table_of_the_file(name):
         assert "| " + " | ".join(cell.strip() for cell in cells) + " |" in page
     for note in table["notes"]:
         assert note.strip() in page
+
+
+def test_the_page_has_table_4_of_the_digits():
+    """Measured before table 4 in small took the garments."""
+    results = json.loads((DOCS / "results/table4_digits.json").read_text())
+    page = (DOCS / "results.md").read_text()
+    keys = [f"{task}/{ap}" for task in ("bbox", "segm") for ap in ("AP", "AP50", "AP75")]
+    for row in results["rows"]:
+        cells = [f"{row[key]['mean']:.1f} ± {row[key]['spread']:.1f}" for key in keys]
+        assert f"| {row['layer']} | {row['learning rate']} | 3 | {' | '.join(cells)} |" in page

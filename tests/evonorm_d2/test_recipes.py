@@ -8,9 +8,10 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from evonorm_d2.data import register_digits
+from evonorm_d2.data import register_embedded
 from evonorm_d2.norm import norm_acts
 from evonorm_d2.run_config import load_config
+from evonorm_d2.weight_standardization import WeightStandardizedRCNN
 from evonorm_runs.config import flat
 
 FOLDER = Path(__file__).parents[2] / "configs/detection"
@@ -40,6 +41,7 @@ def test_all_are_there():
         *(f"lsj/mask_rcnn_R_50_FPN_100ep_LSJ_{norm}.yaml" for norm in NORMS),
         *(f"digits/mask_rcnn_digits_{norm}.yaml" for norm in NORMS),
         "digits/mask_rcnn_digits_from_garments_EvoNormS0.yaml",
+        *(f"garments/mask_rcnn_garments_{norm}.yaml" for norm in (*NORMS, "GN_WS", "DyT")),
         *(
             f"imagenet/mask_rcnn_R_50_FPN_{schedule}_{norm}.yaml"
             for schedule in ("1x", "3x")
@@ -50,16 +52,19 @@ def test_all_are_there():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_model_is_what_the_name_says(path):
-    register_digits()
+    register_embedded()
     cfg = load_config(str(path), ["MODEL.DEVICE", "meta"])
     with torch.device("meta"):
         model = build_model(cfg)
-    norm = path.stem.rpartition("_")[2]
+    norm = path.stem.removesuffix("_WS").rpartition("_")[2]
     evo = norm.startswith("EvoNorm")
     linear = cfg.MODEL.EVONORM.LINEAR
-    assert linear == ("GN" if evo and path.stem == f"mask_rcnn_digits_{norm}" else "")
+    formula = evo or norm == "DyT"
+    small = path.stem in (f"mask_rcnn_digits_{norm}", f"mask_rcnn_garments_{norm}")
+    assert linear == ("GN" if formula and small else "")
+    assert isinstance(model, WeightStandardizedRCNN) == path.stem.endswith("_WS")
     found = {layer.norm_act for layer in norm_acts(model)}
-    known = {"BN": {"BN-ReLU"}, "GN": {"GN"} & found}
+    known = {"BN": {"BN-ReLU"}, "GN": {"GN"} & found, "DyT": {"tanh(v1 * x)", "GN"}}
     assert found == known.get(norm, {norm, linear} - {""})
     if norm == "GN":
         assert any(isinstance(m, torch.nn.GroupNorm) for m in model.modules())

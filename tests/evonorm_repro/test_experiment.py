@@ -25,7 +25,6 @@ class Scores(Experiment):
     metrics = (Metric("score", "score"),)
     condition, conditions = "size", (8, 2)
     clock = "epoch"
-    short = ("SHORT", "1")
     widen = False
 
     def __init__(self, tool):
@@ -66,8 +65,8 @@ def test_each_norm_is_tuned_alike_and_runs_with_its_best(tool, tmp_path):
     assert TUNING_SEED == 1000
     folders = sorted(path.name for path in (tmp_path / "tuning").iterdir())
     assert folders == [f"{n}_lr{f}" for n in "AB" for f in ("0.5", "1", "2")]
-    short = json.loads((tmp_path / "tuning/A_lr1/job.json").read_text())["settings"]
-    assert short[-4:] == ["SHORT", "1", "SEED", "1000"]
+    settings = json.loads((tmp_path / "tuning/A_lr1/job.json").read_text())["settings"]
+    assert settings[-2:] == ["SEED", "1000"]
     assert len(list((tmp_path / "runs").iterdir())) == 2 * 2 * 3
 
 
@@ -123,10 +122,10 @@ def test_of_equals_the_nearest_to_the_configs_own_is_chosen(tool, tmp_path):
 
 def test_overrides_go_to_every_run(tool, tmp_path):
     experiment = Scores(tool)
-    reproduce(experiment, ["A"], 1, tmp_path, run_jobs, ["SHORT", "7"])
+    reproduce(experiment, ["A"], 1, tmp_path, run_jobs, ["ALSO", "7"])
     found = [json.loads(file.read_text()) for file in tmp_path.glob("*/*/job.json")]
     settings = [dict(zip(x["settings"][2::2], x["settings"][3::2])) for x in found]
-    assert len(settings) == 3 + 2 and all(x["SHORT"] == "7" for x in settings)
+    assert len(settings) == 3 + 2 and all(x["ALSO"] == "7" for x in settings)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_gpus_go_to_the_runs(monkeypatch):
         (("table2", "--dry-run", "--images-per-second", "0"), "--images-per-second must be"),
         (("table2", "--images-per-second", "9"), "--images-per-second is for --dry-run"),
         (("table5", "--norms", "IN"), "--norms: unknown norm-act 'IN': "),
+        (("table5", "--norms", "GN-ReLU+WS"), "--norms: unknown norm-act 'GN-ReLU+WS': "),
         (("table2", "--seeds", "0"), "--seeds must be at least 1"),
         (("table2", "--at-once", "-1"), "--at-once must be at least 1"),
         (("table2", "--lrs", "1", "-1"), "--lrs must be positive"),
