@@ -58,6 +58,7 @@ struct Pass {
   T* out;
   int64_t batch, channels, plane_size, pieces, piece_size;
   bool channels_last;
+  int64_t ahead;  // how far the values lie ahead that a map should have loaded into the cache, or 0
   int64_t first_plane;  // the plane whose sums and coefficients come first
   double* sums;
   // Each is an array with one value per plane. The enums below say which ones a kernel takes.
