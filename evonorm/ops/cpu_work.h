@@ -153,12 +153,15 @@ struct Problem {
       // Slab after slab, as what `reduce` has just read is still in the cache for `map`.
       in_parallel(slabs, [&](int64_t begin, int64_t end) {
         Work<T> work(*this, (own_var ? batch : 1) * slab_channels);
-        Pass<T> map_slab = map_pass;
-        map_slab.ahead = slab_channels * plane_size;
+        Pass<T> reduce_slab = reduce_pass, map_slab = map_pass;
+        if (int64_t(x.nbytes()) > 8 * CACHE) {
+          reduce_slab.out = map_pass.out;
+          map_slab.ahead = slab_channels * plane_size;
+        }
         for (int64_t k = begin; k < end; k++) {
           const Slab s = work.held = slab(k);
           prepare(work, s);
-          for (int64_t n = s.n_begin; n < s.n_end; n++) work.run(reduce, reduce_pass, n);
+          for (int64_t n = s.n_begin; n < s.n_end; n++) work.run(reduce, reduce_slab, n);
           finish(work, s);
           for (int64_t n = s.n_begin; n < s.n_end; n++) work.run(map, map_slab, n);
         }
