@@ -23,28 +23,32 @@ constexpr double LOG2_E = 1.44269504088896340736;
 template <typename A>
 class Parameter {
  public:
-  Parameter(const optional<Tensor>& given, const Tensor& x, double constant, const char* name)
-      : values_(x.size(1), constant) {
-    if (!given) return;
+  Parameter(const optional<Tensor>& given, const Tensor& x, double constant, const char* name) {
+    if (!given) {
+      constants_.assign(x.size(1), constant);
+      values_ = constants_.data();
+      return;
+    }
     const bool per_sample = given->dim() == 2 && given->size(0) == x.size(0);
     TORCH_CHECK(
         (given->dim() == 1 || per_sample) && given->size(-1) == x.size(1), name,
         " should have the shape (", x.size(1), ",), or (N, C) for one per sample, not ",
         given->sizes());
-    const Tensor kept = given->to(c10::CppTypeToScalarType<A>::value).contiguous();
-    const A* from = kept.template const_data_ptr<A>();
-    values_.assign(from, from + kept.numel());
-    // Not any NaN: rounded to a bfloat16, one whose bits are all set would become 0.
-    for (A& value : values_) {
-      if (std::isnan(value)) value = std::numeric_limits<A>::quiet_NaN();
-    }
+    kept_ = given->to(c10::CppTypeToScalarType<A>::value).contiguous();
+    values_ = kept_.template const_data_ptr<A>();
     step_ = per_sample ? x.size(1) : 0;
   }
 
-  A operator()(int64_t n, int64_t c) const { return values_[n * step_ + c]; }
+  A operator()(int64_t n, int64_t c) const {
+    const A value = values_[n * step_ + c];
+    // Not any NaN: rounded to a bfloat16, one whose bits are all set would become 0.
+    return std::isnan(value) ? std::numeric_limits<A>::quiet_NaN() : value;
+  }
 
  private:
-  std::vector<A> values_;
+  Tensor kept_;
+  std::vector<A> constants_;
+  const A* values_;
   int64_t step_ = 0;
 };
 
@@ -87,10 +91,12 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(
       mean[at] = m.mean;
       s[at] = s_of(m);
       const A inverse = 1 / s[at];
+      A *const rate = work.coefficient(SeriesS::RATE), *const scale = work.coefficient(SeriesS::SCALE),
+        *const shift = work.coefficient(SeriesS::BIAS);
       work.each_plane(group, [&](int64_t i, int64_t n, int64_t c) {
-        work.coefficient(SeriesS::RATE)[i] = A(-LOG2_E) * v(n, c);
-        work.coefficient(SeriesS::SCALE)[i] = weight(n, c) * inverse;
-        work.coefficient(SeriesS::BIAS)[i] = bias(n, c);
+        rate[i] = A(-LOG2_E) * v(n, c);
+        scale[i] = weight(n, c) * inverse;
+        shift[i] = bias(n, c);
       });
     });
   };
