@@ -232,7 +232,6 @@ class KeepInputsOnly(torch.autograd.Function):
         return (None, *(next(grads) if need else None for need in needs))
 
 
-@torch.no_grad()
 def track(running: Tensor, value: Tensor, momentum: float | Tensor) -> None:
     """Move a running statistic by the share `momentum` of the way to `value`."""
     if isinstance(momentum, Tensor):

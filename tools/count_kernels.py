@@ -2,6 +2,7 @@
 
     python tools/count_kernels.py                          # Mask R-CNN and BigGAN-deep, bfloat16
     python tools/count_kernels.py --shapes mask-rcnn-heads --sm 90 --channels-last --json OUT.json
+    python tools/count_kernels.py --host                   # the host's time of a call instead
 
 A row is a pass of training: the bytes that must move, the microseconds that a copy of them takes
 (3 TB/s on an H100, 1.75 TB/s on an A100), and the floor: the microseconds below which the launches
@@ -9,6 +10,9 @@ can't come, as their instructions have to be issued (4 a clock in each multiproc
 units for special functions and for memory take fewer. A floor below the copy's time means that the
 memory is the limit. Registers, spilled and shared bytes are those of each launch, joined by +.
 What is not counted: waiting, launching (2 to 4 microseconds each), and the last, partial wave.
+
+With --host, the microseconds that Python, PyTorch and Triton take for a forward and a backward pass
+in which nothing is launched, and those of GroupNorm or BatchNorm with ReLU on a tiny map.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from evonorm_repro.benchmark.layers import SHAPES, align
 from evonorm_repro.benchmark.plot import check_new
 from evonorm_runs.command_line import run_tool
 from evonorm_runs.errors import UserError, user_errors
-from evonorm_runs.machine import versions
+from evonorm_runs.machine import commit, versions
 
 
 @run_tool("count_kernels.py")
@@ -40,30 +44,34 @@ def main() -> int:
     parser.add_argument("--sm", nargs="+", type=int, default=[80, 90], choices=(80, 90))
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--host", action="store_true", help="time the host instead")
     parser.add_argument("--json", type=Path, metavar="OUT", help="a new file for the result")
     args = parser.parse_args()
     unknown = sorted(set(args.shapes) - set(SHAPES))
     if unknown:
         raise UserError(f"--shapes: no {unknown[0]}; there are {', '.join(sorted(SHAPES))}")
     try:
-        from evonorm_repro.benchmark import counts
+        from evonorm_repro.benchmark import counts, host
     except ImportError as error:
         raise UserError(f"Triton is needed, `pip install triton`: {error}") from error
     rows = []
     with user_errors(OSError):
         if args.json:
             check_new(args.json)
-        for sm in args.sm:
+        for sm in [] if args.host else args.sm:
             for model in args.shapes:
                 for shape in SHAPES[model]:
                     print(f"sm_{sm} {model} {shape}", file=sys.stderr)
                     for kind in args.kinds:
                         chosen = (model, shape, kind, getattr(torch, args.dtype))
                         rows += counts.measure(*chosen, args.channels_last, sm)
-    print("\n".join(align(counts.as_table(rows))))
+    if args.host:
+        rows = host.measure(args.sm[-1], counts.GPUS[args.sm[-1]].processors)
+    print("\n".join(align(host.as_table(rows) if args.host else counts.as_table(rows))))
     if args.json:
         about = {"command": " ".join(["python", *sys.argv]), "versions": versions(("triton",))}
-        about |= {"dtype": args.dtype, "gpus": {sm: counts.GPUS[sm]._asdict() for sm in args.sm}}
+        about |= {"commit": commit(), "dtype": args.dtype}
+        about["gpus"] = {sm: counts.GPUS[sm]._asdict() for sm in args.sm}
         args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     return 0
 

@@ -17,14 +17,19 @@ import triton
 from torch import Tensor
 
 from . import reference
+from . import triton_channel as channel
 from . import triton_kernels as kernels
 from . import triton_split as split
 from . import triton_whole as whole
 
 ON_CHIP = 16384  # values of the largest tile that holds a group: 32 for each of 512 threads
+ADDS_UP = 1024  # partial sums that a program adds up itself
 TILE = 4096  # values of a tile of a divided group; at least 128
 WARPS = 32  # of a multiprocessor: some compute while others wait for the memory
 CHANNEL = 2**18  # values of the largest channel that one program takes, over all samples
+AT_ONCE = 8192  # values of the largest channel that is one tile, over all samples
+FEW = 512  # values of a channel for which a program of its own is too much
+MOST_TIMES = 65535  # programs in the grid's second dimension
 KEPT = 10000  # calls
 CONSTANTS_ARE_PASSED = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
 
@@ -51,19 +56,23 @@ def forward(
     aligned = _aligned(x, v, var, weight, bias)
     n, c, plane, steps = call.n, call.c, call.plane, call.steps
     with torch.cuda.device_of(x):
+        if call.at_once:
+            call.write(aligned, x, y, v, weight, bias, stats, batch_stats, *steps, n, c, plane, eps)
+            return y, stats, batch_stats
         if call.whole:
             call.write(
                 aligned, x, y, v, var, weight, bias, stats, batch_stats, *steps, n, c, plane,
-                *call.division, eps,
+                call.samples, eps,
             )  # fmt: skip
             return y, stats, batch_stats
         parts = x.new_empty((3, n, call.groups, call.parts), dtype=torch.float32)
         call.reduce(aligned, x, parts, n, c, plane, *call.division)
+        parts = call.added_up(parts)
         if call.own_var:
-            call.combine(aligned, x, parts, batch_stats, n, c, plane, call.parts)
+            call.combine(aligned, x, parts, batch_stats, n, c, plane, call.number)
         call.write(
-            aligned, x, y, v, var, weight, bias, stats, batch_stats, parts, *steps, n, c, plane,
-            *call.division, eps,
+            aligned, x, y, v, var, weight, bias, stats, batch_stats, parts, call.number, *steps, n,
+            c, plane, *call.division, eps,
         )  # fmt: skip
     return y, stats, batch_stats
 
@@ -101,11 +110,16 @@ def backward(
     aligned = _aligned(x, dy, v, var, weight, stats, batch_stats)
     n, c, plane, step = call.n, call.c, call.plane, call.steps[0]
     with torch.cuda.device_of(x):
-        if call.whole:
+        if call.at_once:
+            call.write(
+                aligned, dy, x, dx, v, weight, stats, batch_stats, sums, step, n, c, plane, eps
+            )
+        elif call.whole:
             call.write(
                 aligned, dy, x, dx, v, var, weight, stats, batch_stats, sums, step, n, c, plane,
-                *call.division, eps,
+                call.samples, eps,
             )  # fmt: skip
+        if call.at_once or call.whole:
             if call.finishes:
                 call.finish(True, sums, *outputs, *call.finished)
             return (dx, *gradients)
@@ -118,9 +132,10 @@ def backward(
             outputs[1] = x.new_empty(c, dtype=torch.float32)
         if call.finishes or call.own_var:
             call.finish(True, sums, *outputs, *call.finished)
+        d_s = call.added_up(d_s)
         call.write(
-            aligned, dy, x, dx, v, var, weight, stats, batch_stats, outputs[1], d_s, step, n, c,
-            plane, *call.division, eps,
+            aligned, dy, x, dx, v, var, weight, stats, batch_stats, outputs[1], d_s, call.number,
+            step, n, c, plane, *call.division, eps,
         )  # fmt: skip
     return (dx, *gradients)
 
@@ -133,8 +148,11 @@ def probe() -> None:
 class _Launch:
     """A kernel with its grid and its constants."""
 
-    def __init__(self, kernel: Any, programs: int, warps: int, **constants: Any) -> None:
-        self.kernel, self.programs, self.warps, self.constants = kernel, programs, warps, constants
+    def __init__(
+        self, kernel: Any, programs: int, times: int, warps: int, **constants: Any
+    ) -> None:
+        self.kernel, self.warps, self.constants = kernel, warps, constants
+        self.grid = (programs, times, 1)
         self.run: Any = None
         names = kernel.arg_names[-len(constants) :] if CONSTANTS_ARE_PASSED else ()
         self.passed = tuple(constants[name] for name in names)
@@ -144,10 +162,9 @@ class _Launch:
         if self.run is not None and aligned:
             self.run(*arguments, *self.passed)
             return
-        grid = (self.programs, 1, 1)
-        compiled = self.kernel[grid](*arguments, **self.constants, num_warps=self.warps)
+        compiled = self.kernel[self.grid](*arguments, **self.constants, num_warps=self.warps)
         if aligned and compiled is not None:  # it is None in Triton's interpreter
-            self.run = compiled[grid]
+            self.run = compiled[self.grid]
 
 
 class _Call:
@@ -184,7 +201,9 @@ class _Call:
             p is not None and p.stride(-1) != 1 for p in parameters
         )
         self.finishes = any(p is not None for p in parameters)
-        if not self._plan_whole():
+        self.at_once = self._plan_at_once()
+        self.whole = not self.at_once and self._plan_whole()
+        if not (self.at_once or self.whole):
             self._plan_split()
 
     def dense(
@@ -196,6 +215,38 @@ class _Call:
         rows = (p if p is None or p.stride(-1) == 1 else p.contiguous() for p in parameters)
         return x.contiguous(memory_format=self.layout), tuple(rows)
 
+    def added_up(self, parts: Tensor) -> Tensor:
+        """Of each group one part, if a program would have many to add up."""
+        if self.number == self.parts:
+            return parts
+        wholes = parts.new_empty(parts.shape[:-1])
+        self.add_up(True, parts, wholes, self.n * self.groups, self.parts)
+        return wholes
+
+    def _plan_at_once(self) -> bool:
+        """Give each program a channel, if all its samples are few values."""
+        rows, row = _power(self.n), _power(self.plane)
+        # Where parameters are those of each sample, the other way is to divide the tensor.
+        enough = 2 * self.c >= self.processors and (
+            not any(self.each) or self.n * self.plane >= FEW
+        )
+        if not self.own_var or self.last or not enough or rows * row > AT_ONCE:
+            return False
+        self.rows, self.finished = self.n, (self.n, 1, self.c)
+        constants = self._constants(1)
+        constants = {name: constants[name] for name in ("KIND", "CENTRED", "ALIGN")}
+        constants |= {"ROWS": rows} | self._columns(row)
+        warps = min(max(rows * row * self.tensors // 1024, 1), 16)
+        kernel = channel.forward if self.tensors == 1 else channel.backward
+        self.write = _Launch(kernel, self.c, 1, warps, **constants)
+        self.finish = self._finish()
+        return True
+
+    def _columns(self, row: int) -> dict[str, int]:
+        """A row in runs, each with one thread or few."""
+        run = 1 if self.last else min(row, 8 * math.gcd(self.plane, 16 // self.itemsize))
+        return {"COLUMNS": row // run, "RUN": run}
+
     def _plan_whole(self) -> bool:
         """Divide x so that a program has whole groups, if they fit on a multiprocessor."""
         n, part, row = self.n, _power(self.width), _power(self.plane)
@@ -204,35 +255,34 @@ class _Call:
         if self.own_var:  # a row is a sample of one channel
             rows = max(min(_power(n), limit // 2 // row), 1)
             enough = 2 * self.c >= self.processors and n * self.plane <= CHANNEL
-            self.whole = enough and not (self.last or any(self.each)) and rows * row <= limit
+            fits = enough and not (self.last or any(self.each)) and rows * row <= limit
         else:
             if self.last:  # a GPU reads 32 bytes at a time
                 rows = max(part, min(32 // self.itemsize, column))
             if self.last or part == 1:
                 while rows * row < 512 and rows < column:
                     rows *= 2
-            self.whole = rows * row <= limit
-        if not self.whole:
+            fits = rows * row <= limit
+        if not fits:
             return False
         values = rows * row
-        of_warp = 1024 if self.own_var and self.tensors == 1 else 512 // self.tensors
+        of_warp = 512 // self.tensors
+        if self.own_var and self.tensors == 1:
+            of_warp = 1024
+        elif self.last and any(self.each):  # sums of one sample, which take many exchanges
+            of_warp = 512
         warps = min(max(values // of_warp, 1), 16)
-        self.blocks = self.c if self.own_var else -(-self.groups // (rows // part))
+        blocks = self.c if self.own_var else -(-self.groups // (rows // part))
         wanted = self.processors * max(WARPS // warps, 1)
-        samples = n if self.own_var else 1 if any(self.each) else max(n * self.blocks // wanted, 1)
-        self.rows = -(-n // samples)
-        self.division = (self.blocks, samples)
+        samples = n if self.own_var else 1 if any(self.each) else max(n * blocks // wanted, 1)
+        self.samples, self.rows = samples, -(-n // samples)
+        if self.rows > MOST_TIMES:
+            return False
         self.finished = (self.rows, 1, self.c)
-        vector = math.gcd(self.plane, 16 // self.itemsize)
-        run = 1 if self.last else min(row, 8 * vector)
-        constants = self._constants(part) | {
-            "ROWS": rows,
-            "COLUMNS": row // run,
-            "RUN": run,
-            "OWN_VAR": self.own_var,
-        }
+        constants = self._constants(part) | {"ROWS": rows} | self._columns(row)
+        constants["OWN_VAR"] = self.own_var
         kernel = whole.forward if self.tensors == 1 else whole.backward
-        self.write = _Launch(kernel, self.blocks * self.rows, warps, **constants)
+        self.write = _Launch(kernel, blocks, self.rows, warps, **constants)
         self.finish = self._finish()
         return True
 
@@ -240,31 +290,42 @@ class _Call:
         """Divide x so that programs have parts of groups. `reduce` runs first, `write` last."""
         n, group, row = self.n, _power(self.width), _power(self.plane)
         column, tile = _power(self.groups) * group, TILE // self.tensors
-        block_c = min(64, column) if self.last else min(tile // min(tile // 4, row), column)
-        block_p = min(tile // block_c, row)
-        part = min(group, block_c)
-        warps = min(max(block_c * block_p * self.tensors // 512, 1), 16)
-        parts = -(-self.width // part)
-        self.blocks = -(-self.groups // (block_c // part)) * parts
         # Channels last take more registers, so fewer programs are on a multiprocessor.
-        wanted = self.processors * max((WARPS - 8 * self.last) // warps, 1)
+        of_each = WARPS - 8 * self.last
+        while True:  # with fewer warps, which work longer, if there are many programs
+            block_c = min(64, column) if self.last else min(tile // min(tile // 4, row), column)
+            block_p = min(tile // block_c, row)
+            part = min(group, block_c)
+            warps = min(max(block_c * block_p * self.tensors // 512, 1), 16)
+            parts = -(-self.width // part)
+            blocks = -(-self.groups // (block_c // part)) * parts
+            wanted = self.processors * max(of_each // warps, 1)
+            if warps == 1 or 2 * n * blocks < 3 * wanted:
+                break
+            tile //= 2
         all_tiles = -(-self.plane // block_p)
-        tiles = -(-all_tiles // max(wanted // (n * self.blocks), 1))
+        tiles = -(-all_tiles // max(wanted // (n * blocks), 1))
         splits = -(-all_tiles // tiles)
         self.parts, self.rows = splits * parts, n * splits
-        self.division = (self.blocks, splits, tiles)
+        self.division = (blocks, splits, tiles)
         self.finished = (n, splits, self.c)
         own_var = {"OWN_VAR": self.own_var}
         constants = self._constants(part) | {"BLOCK_C": block_c, "BLOCK_P": block_p}
-        adds_up = constants | {"BLOCK_I": _power(self.parts)} | own_var
-        programs = (n * self.blocks * splits, warps)
+        self.number, of_group = self.parts, _power(self.parts)
+        if block_c // part * of_group > ADDS_UP:
+            self.number, block = 1, max(1024 // of_group, 1)
+            sizes = {"MOMENTS": self.tensors == 1, "BLOCK": block, "BLOCK_I": of_group}
+            self.add_up = _Launch(split.add_up, -(-n * self.groups // block), 1, 4, **sizes)
+        adds_up = constants | {"BLOCK_I": _power(self.number)} | own_var
+        programs = (n * blocks, splits, warps)
         if self.tensors == 1:
             kept = ("LAST", "ALIGN", "WIDTH", "PART", "BLOCK_C", "BLOCK_P")
             moments = {name: constants[name] for name in kept}
             self.reduce = _Launch(split.moments, *programs, **moments)
             self.write = _Launch(split.forward, *programs, **adds_up)
-            sizes = {"LAST": self.last, "BLOCK": 4, "BLOCK_I": 128}
-            self.combine = _Launch(split.combine, -(-self.c // 4), 4, **sizes)
+            of_channel = min(_power(n * self.number), 128)
+            sizes = {"LAST": self.last, "BLOCK": 512 // of_channel, "BLOCK_I": of_channel}
+            self.combine = _Launch(split.combine, -(-self.c // sizes["BLOCK"]), 1, 4, **sizes)
         else:
             sums = {k: value for k, value in constants.items() if k != "CENTRED"} | own_var
             self.reduce = _Launch(split.sums, *programs, **sums)
@@ -276,7 +337,7 @@ class _Call:
         rows = min(_power(self.finished[0] * self.finished[1]), 64)
         # Half a tile for parameters of each sample, whose offsets take more registers.
         tile = {"BLOCK_R": rows, "BLOCK": (512 if any(self.each) else 1024) // rows}
-        return _Launch(split.finish, 4 * -(-self.c // tile["BLOCK"]), 4, **each, **tile)
+        return _Launch(split.finish, 4 * -(-self.c // tile["BLOCK"]), 1, 4, **each, **tile)
 
     def _constants(self, part: int) -> dict[str, Any]:
         return {
@@ -296,9 +357,10 @@ _calls: dict[tuple[Any, ...], _Call] = {}
 def _call(
     x: Tensor, parameters: tuple[Optional[Tensor], ...], groups: int, kind: str, tensors: int
 ) -> _Call:
-    key = (kind, groups, tensors, x.shape, x.stride(), x.dtype, x.device) + tuple(
-        p if p is None else (p.shape, p.stride(), p.dtype, p.device) for p in parameters
-    )
+    of_parameters = [
+        None if p is None else (p.shape, p.stride(), p.dtype, p.device) for p in parameters
+    ]
+    key = (kind, groups, tensors, x.shape, x.stride(), x.dtype, x.device, *of_parameters)
     call = _calls.get(key)
     if call is None:
         if len(_calls) >= KEPT:

@@ -40,8 +40,9 @@ def _inverse(x):
 
 
 @triton.jit
-def _sigmoid(x):
-    return _inverse(1.0 + tl.exp2(x * -1.4426950408889634))
+def _sigmoid(v, x):
+    """Of v * x. The factor for the power of 2 belongs to v, which many values share."""
+    return _inverse(1.0 + tl.exp2(x * (v * -1.4426950408889634)))
 
 
 @triton.jit
@@ -77,7 +78,7 @@ def _gradients(x, dy, v, s, floor, KIND: tl.constexpr, GATED: tl.constexpr):
     of the whole denominator.
     """
     if GATED:
-        gate = _sigmoid(v * x)
+        gate = _sigmoid(v, x)
         q = dy * gate
         of_weight = q * x
         rest = x - x * gate

@@ -17,20 +17,21 @@ from .triton_kernels import _denominator, _gradients, _inverse, _limit, _load, _
 
 @triton.jit
 def _place(
-    channels, blocks, splits, WIDTH: tl.constexpr, PART: tl.constexpr, BLOCK_C: tl.constexpr,
+    channels, blocks, WIDTH: tl.constexpr, PART: tl.constexpr, BLOCK_C: tl.constexpr,
     AGAIN: tl.constexpr,
 ):  # fmt: skip
-    """A program's sample, split of a plane, part of a group, groups, channels, and which exist.
+    """A program's sample, split of the planes, part of a group, groups, channels, and which exist.
 
     A tile has BLOCK_C / PART groups (of WIDTH channels, filled up to PART), or a part of one.
     """
     GROUPS: tl.constexpr = BLOCK_C // PART
     PARTS: tl.constexpr = (WIDTH + PART - 1) // PART
     pid = tl.program_id(0)
+    split = tl.program_id(1)
     if AGAIN:  # backwards: the cache still holds what the first launch read last
         pid = tl.num_programs(0) - 1 - pid
-    n = (pid // blocks // splits).to(tl.int64)  # since offsets may exceed 2^31
-    split = pid // blocks % splits
+        split = tl.num_programs(1) - 1 - split
+    n = (pid // blocks).to(tl.int64)  # since offsets may exceed 2^31
     block = pid % blocks
     part = block % PARTS
     i = tl.arange(0, BLOCK_C)
@@ -65,10 +66,15 @@ def _first(n, c, channels, plane, LAST: tl.constexpr):
 
 
 @triton.jit
-def _of_groups(values, PART: tl.constexpr):
-    """The sum of each group of a tile."""
-    of_channels = tl.sum(values, 1)
-    return tl.sum(tl.reshape(of_channels, (of_channels.shape[0] // PART, PART)), 1)
+def _of_groups(values, PART: tl.constexpr, LAST: tl.constexpr):
+    """The sum of each group of a tile, first over what lies with one thread."""
+    GROUPS: tl.constexpr = values.shape[0] // PART
+    if LAST and values.shape[1] > 1:
+        of_positions = tl.sum(tl.reshape(values, (GROUPS, PART, values.shape[1])), 1)
+        sums = tl.sum(of_positions, 1)
+    else:
+        sums = tl.sum(tl.reshape(tl.sum(values, 1), (GROUPS, PART)), 1)
+    return sums
 
 
 @triton.jit
@@ -92,14 +98,14 @@ def moments(
     else:
         plane = plane // ALIGN * ALIGN
     groups = channels // WIDTH
-    n, split, part, group, c, exists = _place(channels, blocks, splits, WIDTH, PART, BLOCK_C, False)
+    n, split, part, group, c, exists = _place(channels, blocks, WIDTH, PART, BLOCK_C, False)
     begin = split * tiles
     end = tl.minimum(begin + tiles, tl.cdiv(plane, BLOCK_P))
     wide = tl.minimum(PART, WIDTH - part * PART)  # channels of a group in the tile
     # Subtract the mean of the first tile: the first value may be far from the others.
     at, mask = _tile(begin, n, c, exists, channels, plane, BLOCK_P, LAST)
     count = 1.0 * wide * tl.minimum(plane - begin * BLOCK_P, BLOCK_P)
-    shift = _of_groups(_load(x_, at, mask), PART) / count
+    shift = _of_groups(_load(x_, at, mask), PART, LAST) * _inverse(count)
     of_channel = _by_channel(shift, PART)
     total = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     squares = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
@@ -109,9 +115,9 @@ def moments(
         total += difference
         squares += difference * difference
     count = 1.0 * wide * tl.minimum(plane - begin * BLOCK_P, tiles * BLOCK_P)
-    total_of_group = _of_groups(total, PART)
+    total_of_group = _of_groups(total, PART, LAST)
     mean = total_of_group / count
-    about = _of_groups(squares, PART) - total_of_group * mean
+    about = _of_groups(squares, PART, LAST) - total_of_group * mean
     about = tl.maximum(about, 0.0, propagate_nan=tl.PropagateNan.ALL)
     number = splits * tl.cdiv(WIDTH, PART)
     to = parts + (n * groups + group) * number + part * splits + split
@@ -120,6 +126,40 @@ def moments(
     first = _load(x_, _first(n, group * WIDTH, channels, plane, LAST), group < groups)
     tl.store(to + size, mean + (shift - first), mask=group < groups)
     tl.store(to + 2 * size, about, mask=group < groups)
+
+
+@triton.jit
+def _moments(count, means, squares):
+    """Count, mean and sum of squares about the mean of what has these in parts, along axis 1."""
+    total = tl.sum(count, 1)
+    mean = tl.sum(count * means, 1) * _inverse(tl.maximum(total, 1.0))
+    delta = means - mean[:, None]
+    return total, mean, tl.sum(squares + count * delta * delta, 1)
+
+
+@triton.jit
+def add_up(
+    parts, wholes, groups, number, MOMENTS: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Write moments (3, groups) or, without MOMENTS, sums (groups,), from those of the groups'
+    parts, (3, groups, number) or (groups, number). Groups of different samples count apart.
+    """
+    group = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.arange(0, BLOCK_I)[None, :]
+    mask = (group < groups)[:, None] & (j < number)
+    at = group[:, None] * number + j
+    first = _load(parts, at, mask)
+    if MOMENTS:
+        size = tl.program_id(0).to(tl.int64) * 0 + groups
+        means = _load(parts + size * number, at, mask)
+        squares = _load(parts + 2 * size * number, at, mask)
+        count, mean, square = _moments(first, means, squares)
+        tl.store(wholes + group, count, mask=group < groups)
+        tl.store(wholes + size + group, mean, mask=group < groups)
+        tl.store(wholes + 2 * size + group, square, mask=group < groups)
+    else:
+        tl.store(wholes + group, tl.sum(first, 1), mask=group < groups)
 
 
 @triton.jit
@@ -144,7 +184,7 @@ def combine(
         more = _load(parts, at, mask)
         own_shift = _load(x_, _first(n, c, channels, plane, LAST), mask)
         delta = _load(parts + size, at, mask) + (own_shift - shift) - mean
-        share = more / tl.maximum(count + more, 1.0)
+        share = more * _inverse(tl.maximum(count + more, 1.0))
         mean += delta * share
         squares += _load(parts + 2 * size, at, mask) + delta * delta * count * share
         count += more
@@ -158,33 +198,30 @@ def combine(
 
 @triton.jit
 def forward(
-    x_, y_, v_, var_, weight_, bias_, stats, batch_stats, parts, weight_step, bias_step, batch,
-    channels, plane, blocks, splits, tiles, eps, KIND: tl.constexpr, GATED: tl.constexpr,
+    x_, y_, v_, var_, weight_, bias_, stats, batch_stats, parts, number, weight_step, bias_step,
+    batch, channels, plane, blocks, splits, tiles, eps, KIND: tl.constexpr, GATED: tl.constexpr,
     CENTRED: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, WIDTH: tl.constexpr,
     PART: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
     OWN_VAR: tl.constexpr,
 ):  # fmt: skip
-    """Write y and stats (2, batch, groups), from what `moments` left."""
+    """Write y and stats (2, batch, groups), from what `moments` left, a group's `number` parts."""
     if LAST:
         channels = channels // ALIGN * ALIGN
     else:
         plane = plane // ALIGN * ALIGN
     groups = channels // WIDTH
-    n, split, part, group, c, exists = _place(channels, blocks, splits, WIDTH, PART, BLOCK_C, True)
+    n, split, part, group, c, exists = _place(channels, blocks, WIDTH, PART, BLOCK_C, True)
     begin = split * tiles
     end = tl.minimum(begin + tiles, tl.cdiv(plane, BLOCK_P))
 
-    number = splits * tl.cdiv(WIDTH, PART)
     j = tl.arange(0, BLOCK_I)[None, :]
     there = (group < groups)[:, None] & (j < number)
     part_at = (n * groups + group[:, None]) * number + j
     size = n * 0 + batch * groups * number
     count = _load(parts, part_at, there)
     means = _load(parts + size, part_at, there)
-    total = tl.maximum(tl.sum(count, 1), 1.0)
-    mean = tl.sum(count * means, 1) / total
-    delta = means - mean[:, None]
-    square = tl.sum(_load(parts + 2 * size, part_at, there) + count * delta * delta, 1) / total
+    count, mean, square = _moments(count, means, _load(parts + 2 * size, part_at, there))
+    square *= _inverse(tl.maximum(count, 1.0))
     mean += _load(x_, _first(n, group * WIDTH, channels, plane, LAST), group < groups)
     if not CENTRED:
         square += mean * mean
@@ -202,14 +239,14 @@ def forward(
     scale = _parameter(weight_, 1.0, n * weight_step + c, exists)[:, None]
     bias = _parameter(bias_, 0.0, n * bias_step + c, exists)[:, None]
     if GATED:
-        scale = scale * _by_channel(1.0 / s, PART)
+        scale = scale * _by_channel(_inverse(s), PART)
     s_of_channel = _by_channel(s, PART)
     for i in range(begin, end):
         # Backwards too. What is written will not be read soon, so it leaves the cache first.
         at, mask = _tile(begin + end - 1 - i, n, c, exists, channels, plane, BLOCK_P, LAST)
         x = _load(x_, at, mask)
         if GATED:
-            y = x * _sigmoid(v * x) * scale + bias
+            y = x * _sigmoid(v, x) * scale + bias
         else:
             denominator = _denominator(x, v, s_of_channel, floor, KIND)[2]
             y = x * scale * _inverse(denominator) + bias
@@ -231,7 +268,7 @@ def sums(
     else:
         plane = plane // ALIGN * ALIGN
     groups = channels // WIDTH
-    n, split, part, group, c, exists = _place(channels, blocks, splits, WIDTH, PART, BLOCK_C, False)
+    n, split, part, group, c, exists = _place(channels, blocks, WIDTH, PART, BLOCK_C, False)
     begin = split * tiles
     end = tl.minimum(begin + tiles, tl.cdiv(plane, BLOCK_P))
     s = tl.load(stats + (batch + n) * groups + group, mask=group < groups, other=1.0)
@@ -267,7 +304,7 @@ def sums(
     size = n * 0 + batch * splits * channels
     to = sums_ + (n * splits + split) * channels + c[:, None]
     if GATED:
-        inverse = 1.0 / s_of_channel
+        inverse = _inverse(s_of_channel)
         d_weight = d_weight * inverse
         d_v = d_v * inverse
         d_s = -scale * d_weight * inverse
@@ -277,30 +314,32 @@ def sums(
         if KIND == "B1":
             d_s += d_v
         d_floor = -tl.sum(by_floor, 1, keep_dims=True) * scale
-        tl.store(to + size, d_floor / (2.0 * floor), mask=exists[:, None])
+        tl.store(to + size, d_floor * _inverse(2.0 * floor), mask=exists[:, None])
     tl.store(to, d_v, mask=exists[:, None])
     tl.store(to + 2 * size, d_weight, mask=exists[:, None])
     tl.store(to + 3 * size, d_bias, mask=exists[:, None])
     number = splits * tl.cdiv(WIDTH, PART)
     to = d_s_ + (n * groups + group) * number + part * splits + split
-    tl.store(to, _of_groups(d_s, PART), mask=group < groups)
+    tl.store(to, _of_groups(d_s, PART, LAST), mask=group < groups)
 
 
 @triton.jit
 def backward(
-    dy_, x_, dx_, v_, var_, weight_, stats, batch_stats, d_var_, d_s_, weight_step, batch, channels,
-    plane, blocks, splits, tiles, eps, KIND: tl.constexpr, GATED: tl.constexpr,
+    dy_, x_, dx_, v_, var_, weight_, stats, batch_stats, d_var_, d_s_, number, weight_step, batch,
+    channels, plane, blocks, splits, tiles, eps, KIND: tl.constexpr, GATED: tl.constexpr,
     CENTRED: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr, WIDTH: tl.constexpr,
     PART: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_I: tl.constexpr,
     OWN_VAR: tl.constexpr,
 ):  # fmt: skip
-    """Write dx, from what `sums` left and, with OWN_VAR, the gradient of the batch's variance."""
+    """Write dx, from what `sums` left, a group's `number` parts, and, with OWN_VAR, the gradient of
+    the batch's variance.
+    """
     if LAST:
         channels = channels // ALIGN * ALIGN
     else:
         plane = plane // ALIGN * ALIGN
     groups = channels // WIDTH
-    n, split, part, group, c, exists = _place(channels, blocks, splits, WIDTH, PART, BLOCK_C, True)
+    n, split, part, group, c, exists = _place(channels, blocks, WIDTH, PART, BLOCK_C, True)
     begin = split * tiles
     end = tl.minimum(begin + tiles, tl.cdiv(plane, BLOCK_P))
     s = tl.load(stats + (batch + n) * groups + group, mask=group < groups, other=1.0)
@@ -313,23 +352,28 @@ def backward(
     else:
         var = _parameter(var_, 0.0, c, exists)[:, None]
     floor = tl.sqrt(var + eps)
-    number = splits * tl.cdiv(WIDTH, PART)
     j = tl.arange(0, BLOCK_I)[None, :]
     there = (group < groups)[:, None] & (j < number)
     d_s = tl.sum(_load(d_s_, (n * groups + group[:, None]) * number + j, there), 1)
-    slope = _by_channel(d_s / (s * WIDTH * plane), PART)
-    mean = _by_channel(_load(stats, n * groups + group, group < groups), PART)
+    slope = _by_channel(d_s * _inverse(s * WIDTH * plane), PART)
+    mean = 0.0
+    if CENTRED:
+        mean = _by_channel(_load(stats, n * groups + group, group < groups), PART)
+    if OWN_VAR:  # slope * (x - mean) + slope_of_batch * (x - batch_mean), about one centre
+        rest = slope * (batch_mean - mean)
+        slope += slope_of_batch
     s_of_channel = _by_channel(s, PART)
     if GATED:
-        scale = scale * _by_channel(1.0 / s, PART)
+        scale = scale * _by_channel(_inverse(s), PART)
     for i in range(begin, end):
         at, mask = _tile(begin + end - 1 - i, n, c, exists, channels, plane, BLOCK_P, LAST)
         x = _load(x_, at, mask)
         dy = _load(dy_, at, mask)
         dx = _gradients(x, dy, v, s_of_channel, floor, KIND, GATED)[0] * scale
-        dx += slope * (x - mean if CENTRED else x)
         if OWN_VAR:
-            dx += slope_of_batch * (x - batch_mean)
+            dx += slope * (x - batch_mean) + rest
+        else:
+            dx += slope * (x - mean if CENTRED else x)
         tl.store(dx_ + at, dx, mask=mask, eviction_policy="evict_first")
 
 

@@ -147,8 +147,10 @@ def steps_of(launch: Launch) -> int:
     if "tiles" in of:
         return of["tiles"]
     if "number" in of:
-        return -(-of["batch"] * of["number"] // of["BLOCK_I"])
-    return -(-of["batch"] * of["splits"] // of["BLOCK_R"])
+        return -(-of.get("batch", 1) * of["number"] // of["BLOCK_I"])
+    if "splits" in of:
+        return -(-of["batch"] * of["splits"] // of["BLOCK_R"])
+    return 1
 
 
 def inputs_of(

@@ -59,11 +59,11 @@ class NoGPU:
         if version() < (3, 3):
             names = [name for i, name in enumerate(names) if i not in source.fn.constexprs]
 
-        def launch(programs: int, _y: int, _z: int, _stream: int, handle: Any, *rest: Any) -> None:
+        def launch(x: int, y: int, z: int, _stream: int, handle: Any, *rest: Any) -> None:
             listed = driver.active.launches  # a kernel may be compiled in an earlier context
             if listed is not None:
                 named = dict(zip(names, rest[-len(names) :]))
-                listed.append(Launch(*handle, metadata.num_warps, programs, named))
+                listed.append(Launch(*handle, metadata.num_warps, x * y * z, named))
 
         return launch
 

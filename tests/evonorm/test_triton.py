@@ -30,6 +30,7 @@ runs = pytest.mark.skipif(not INTERPRETED and not GPU, reason="in the interprete
 on_gpu = pytest.mark.skipif(INTERPRETED or not GPU, reason="on a GPU")
 not_interpreted = pytest.mark.skipif(INTERPRETED, reason="not in the interpreter")
 each_kind = pytest.mark.parametrize("kind", KINDS)
+each_way = pytest.mark.parametrize("way", ["split", "whole", "at once"])
 one_of_each_series = pytest.mark.parametrize("kind", ["S0", "B0"])
 EPS = 1e-5
 
@@ -52,10 +53,16 @@ def instead_of_those_for_the_cpu():
 
 @pytest.fixture
 def schedule(monkeypatch):
-    """schedule(split): whether groups are divided among programs, however small they are."""
+    """schedule(way): whether groups are divided among programs, however small they are, or are
+    whole, or channels are with all their samples in one tile.
+    """
 
-    def choose(split):
+    def choose(way):
+        split = way == "split"
         monkeypatch.setattr(cuda, "ON_CHIP", 0 if split else 16384)
+        monkeypatch.setattr(cuda, "AT_ONCE", 8192 if way == "at once" else 0)
+        monkeypatch.setattr(cuda, "FEW", 1)
+        monkeypatch.setattr(cuda, "ADDS_UP", 4 if split else 1024)
         monkeypatch.setattr(cuda, "TILE", 128 if split else 4096)
         monkeypatch.setattr(cuda, "WARPS", 6 if split else 2)
         monkeypatch.setattr(cuda, "_calls", {})
@@ -133,13 +140,13 @@ def check(kind, groups, inputs, least=1.0):
 # more positions than 25 or 99, as the tile's sides are powers of two; and an own vector width.
 SHAPES = itertools.cycle(
     [
-        ((2, 8, 4, 4), 4, False),
-        ((1, 6, 7, 7), 2, True),
-        ((3, 5, 1, 1), 5, False),
-        ((1, 8, 11, 9), 1, True),
-        ((1, 37, 2, 3), 1, False),
-        ((2, 4, 8, 8), 2, True),
-        ((2, 6, 5, 5), 2, False),
+        ((2, 8, 4, 4), 4, "whole"),
+        ((1, 6, 7, 7), 2, "split"),
+        ((3, 5, 1, 1), 5, "whole"),
+        ((1, 8, 11, 9), 1, "split"),
+        ((1, 37, 2, 3), 1, "whole"),
+        ((2, 4, 8, 8), 2, "split"),
+        ((2, 6, 5, 5), 2, "whole"),
     ]
 )
 VARIANTS = [
@@ -154,21 +161,30 @@ if INTERPRETED:  # which takes a second for a variant
 
 
 @runs
-@pytest.mark.parametrize("kind, dtype, last, per_sample, own_var, shape, groups, split", VARIANTS)
-def test_against_the_formula(
-    kind, dtype, last, per_sample, own_var, shape, groups, split, schedule
-):
-    schedule(split)
+@pytest.mark.parametrize("kind, dtype, last, per_sample, own_var, shape, groups, way", VARIANTS)
+def test_against_the_formula(kind, dtype, last, per_sample, own_var, shape, groups, way, schedule):
+    schedule(way)
     check(kind, groups, arguments(kind, shape, dtype, last, per_sample, own_var))
 
 
 @runs
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize(
+    "shape, dtype", [((2, 8, 4, 4), torch.float32), ((5, 3, 7, 5), torch.bfloat16)]
+)
+@pytest.mark.parametrize("kind", ["B0", "B1", "B2"])
+def test_channels_at_once(kind, shape, dtype, per_sample, schedule):
+    schedule("at once")
+    check(kind, 1, arguments(kind, shape, dtype, per_sample=per_sample))
+
+
+@runs
+@each_way
 @pytest.mark.parametrize("last", [False, True])
 @one_of_each_series
-def test_schedules_agree(kind, last, split, schedule):
+def test_schedules_agree(kind, last, way, schedule):
     """All on one shape that they divide differently; and twice the same, bit for bit."""
-    schedule(split)
+    schedule(way)
     results = []
     for _ in range(2):
         inputs = arguments(kind, (2, 6, 9, 7), last=last)
@@ -187,11 +203,11 @@ def test_schedules_agree(kind, last, split, schedule):
 
 @runs
 @pytest.mark.parametrize("offset", [1e3, -1e4])
-@pytest.mark.parametrize("split", [False, True])
+@each_way
 @pytest.mark.parametrize("last", [False, True])
-def test_variance_of_an_offset_input(last, split, offset, schedule):
+def test_variance_of_an_offset_input(last, way, offset, schedule):
     """Also where samples differ, and where the first values, zeros, are far from the mean."""
-    schedule(split)
+    schedule(way)
     x = random(3, 4, 12, 16) + torch.arange(3)[:, None, None, None] + offset
     x[1, :, 0] = 0
     x = x.float().to(DEVICE)
@@ -232,13 +248,13 @@ def test_float16_stays_finite_and_nan_stays():
 
 
 @runs
-@pytest.mark.parametrize("split", [False, True])
+@each_way
 @pytest.mark.parametrize(
     "what, value", [("x", float("nan")), ("var", -1.0), ("weight", float("nan"))]
 )
 @each_kind
-def test_nan_shows_wherever_the_formula_has_it(kind, what, value, split, schedule):
-    schedule(split)
+def test_nan_shows_wherever_the_formula_has_it(kind, what, value, way, schedule):
+    schedule(way)
     at = ("x", "v", "var", "weight", "bias").index(what)
     inputs = arguments(kind, (3, 4, 5, 5), own_var=what != "var")
     if inputs[at] is None:
@@ -384,12 +400,12 @@ def test_misaligned_tensors(kind):
 
 
 @runs
-@pytest.mark.parametrize("split", [False, True])
+@each_way
 @pytest.mark.parametrize("last", [False, True])
 @one_of_each_series
-def test_every_value_is_written(kind, last, split, schedule, monkeypatch):
+def test_every_value_is_written(kind, last, way, schedule, monkeypatch):
     """Where new tensors hold NaN."""
-    schedule(split)
+    schedule(way)
     inputs = arguments(kind, (3, 6, 5, 5), last=last)
     expected = trained(kind, inputs, 2)
 
@@ -528,9 +544,21 @@ def launched(capability, kind, shape, groups, last, own_var, dtype=torch.bfloat1
     [
         (80, "S0", (128, 256, 14, 14), 32, False, True, "forward backward finish"),
         (90, "B0", (512, 256, 7, 7), 32, False, True, "forward backward finish"),
+        (80, "B0", (1, 256, 50, 84), 32, False, True, "forward backward finish"),
         (90, "S2", (2, 256, 100, 168), 32, True, True, "moments forward sums finish backward"),
+        (
+            90,
+            "B0",
+            (1, 64, 100, 168),
+            1,
+            True,
+            True,
+            "moments add_up combine forward sums finish add_up backward",
+        ),
         (80, "B0", (1, 64, 8, 6), 1, True, True, "moments combine forward sums finish backward"),
         (90, "B1", (8, 37, 9, 9), 1, True, False, "forward backward finish"),
+        # More samples with parameters of their own than a grid has rows.
+        (90, "B1", (70000, 32, 2, 2), 1, False, False, "moments forward sums finish backward"),
         (90, "B0", (1, 1, 1, 1), 1, False, True, "moments combine forward sums finish backward"),
     ],
 )
@@ -544,7 +572,7 @@ def test_compiles(capability, kind, shape, groups, last, own_var, names):
         assert launch.shared < 48 * 1024 and code.registers * launch.warps * 32 <= 65536
         if shape[3] % 8 == 0 or last and shape[1] % 8 == 0:  # 8 values at a time
             loads = [o for o in code.opcodes if o.startswith("LDG")]
-            assert any("128" in o for o in loads) or launch.name == "combine"
+            assert any("128" in o for o in loads) or launch.name in ("combine", "add_up")
 
 
 def run(*command, **variables):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from evonorm_repro.benchmark import layers
 
 counts = pytest.importorskip("evonorm_repro.benchmark.counts")
+GIVEN = (torch.arange(32.0).view(1, 8, 2, 2), *4 * [None], 4, 1e-5, "S1")
 
 
 def test_counts_and_writes(call, monkeypatch, tmp_path):
@@ -28,6 +30,22 @@ def test_counts_and_writes(call, monkeypatch, tmp_path):
         assert all(0 < launch["registers"] < 256 for launch in row["launches"])
     assert len(out.splitlines()) == 3 and "4x64x4x4" in out
     assert call(*arguments)[0] == 2  # the file is there
+
+
+def test_times_the_host(call, monkeypatch, tmp_path):
+    monkeypatch.setattr("evonorm_repro.benchmark.host.REPEATS", 2)
+    before = torch.ops.evonorm.forward(*GIVEN)[0]
+    file = tmp_path / "host.json"
+    status, out, _ = call("--host", "--sm", 90, "--json", file)
+    assert status == 0 and "host µs" in out
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["layer"], row["native"]) for row in rows] == [
+        ("S0", "GN + ReLU"),
+        ("B0", "BN + ReLU"),
+    ]
+    for row in rows:
+        assert 5 < row["host_us"] and row["ratio"] == row["host_us"] / row["native_us"]
+    assert torch.equal(torch.ops.evonorm.forward(*GIVEN)[0], before)  # the CPU's kernel is back
 
 
 def test_refuses_unknown_shapes(call):
