@@ -164,7 +164,7 @@ def _gpu() -> ModuleType:
         except Exception as error:  # no compiler, no Python.h, a GPU that Triton doesn't know
             line = next(iter(str(error).splitlines()), type(error).__name__)
             warnings.warn(
-                f"Triton {cuda.triton.__version__} can't compile, so GPUs run evonorm's slower "
+                f"Triton {cuda.VERSION} can't compile, so GPUs run evonorm's slower "
                 f"reference; it needs a C compiler and Python's headers ({line})",
                 stacklevel=2,
             )
@@ -180,7 +180,7 @@ def backends() -> dict[str, str]:
     capability = torch.backends.cpu.get_cpu_capability()
     return {
         "cpu": f"native, {capability}" if _NATIVE else "reference",
-        "cuda": "reference" if _gpu() is reference else f"triton {_gpu().triton.__version__}",
+        "cuda": "reference" if _gpu() is reference else f"triton {_gpu().VERSION}",
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from evonorm.ops import cuda
+from evonorm.ops import cuda, cuda_plan
 
 from .layers import is_conditional, least_bytes
 from .no_gpu import Launch, no_gpu
@@ -172,7 +172,7 @@ def launches(
     inputs = inputs_of(shape, kind, dtype, last, conditional)
     options: tuple[int, float, str] = (32, 1e-5, kind)
     found: dict[str, list[Launch]] = {}
-    with no_gpu(arch) as gpu, cuda.as_if_on(GPUS[arch].processors):
+    with no_gpu(arch) as gpu, cuda_plan.as_if_on(GPUS[arch].processors):
         gpu.launches = found["forward"] = []
         y, *stats = cuda.forward(*inputs, *options)
         gpu.launches = found["backward"] = []

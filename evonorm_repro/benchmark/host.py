@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evonorm import build_norm_act
-from evonorm.ops import cuda
+from evonorm.ops import cuda, cuda_plan
 
 from .layers import FAMILIES, native
 from .no_gpu import no_gpu
@@ -51,7 +51,7 @@ def measure(arch: int, processors: int) -> list[dict[str, Any]]:
     for name in ("forward", "backward"):
         library.impl(name, getattr(cuda, name), "CPU", allow_override=True)
     try:
-        with no_gpu(arch), cuda.as_if_on(processors):
+        with no_gpu(arch), cuda_plan.as_if_on(processors):
             best = microseconds(layers)
     finally:
         library._destroy()

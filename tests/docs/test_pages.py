@@ -596,6 +596,10 @@ def sentences():
         "tutorial-detectron2.md",
         f"had {s0} / {s0_mask} in the mean, and {gn} / {gn_mask} with GN",
     )
+    yield (
+        "../README.md",
+        f"; S0 {s0}, GN {gn} with GroupNorm where no activation follows, after 900 |",
+    )
     yield "../README.md", f"AP {s0} / {s0_mask} with EvoNorm-S0"
     yield "../README.md", f"`), {gn} / {gn_mask} with GN throughout"
     yield "../README.md", f"and has {alone} / {alone_mask} (one seed)"
@@ -750,8 +754,9 @@ def sentences():
     small = {
         r["layer"]: f"{r['bbox/AP']['mean']:.1f}" for r in result("table4_digits.json")["rows"]
     }
-    yield "../README.md", beside_the_paper(small, "B0", "S0", "GN", "BN")
-    fid = {r["layer"]: f"{r['FID']['mean']:.2f}" for r in result("table5_300_steps.json")["rows"]}
+    yield "../README.md", f"{beside_the_paper(small, 'B0', 'S0', 'GN', 'BN')}, after 600 iter"
+    gan = result("digits_gan.json")["norms"].items()
+    fid = {norm: f"{r['FID-digits (not comparable with Inception)']:.2f}" for norm, r in gan}
     yield "../README.md", f"FID-digits: {beside_the_paper(fid, 'S0', 'B0', 'BN', 'GN')}"
     rows = result("table3_small.json")["rows"] + result("table2_small.json")["rows"]
     top1 = {(r["layer"], r.get("ims_per_worker")): f"{r['accuracy']['mean']:.1f}" for r in rows}
@@ -760,7 +765,7 @@ def sentences():
         for number in (2, None)
     )
     yield "../README.md", f"at 2 images: {beside_the_paper(few, 'S0', 'BN')}"
-    yield "../README.md", f"| {beside_the_paper(all_of_them, 'B0', 'BN')} | no, after 110"
+    yield "../README.md", f"| {beside_the_paper(all_of_them, 'B0', 'BN')} | no; the"
     order = (small[x] for x in ("GN-ReLU", "EvoNormS0", "EvoNormB0", "BN-ReLU"))
     yield "migrating.md", f"(results/table4_digits.json)) | {' | '.join(order)} |"
     s0, bn = (f"{demo['norms'][norm]['bbox/AP']:.1f}" for norm in ("EvoNormS0", "BN"))

@@ -19,7 +19,7 @@ from evonorm.ops.reference import KINDS
 from evonorm.statistics import batch_moments
 
 pytest.importorskip("triton")
-from evonorm.ops import cuda  # noqa: E402
+from evonorm.ops import cuda, cuda_plan  # noqa: E402
 from evonorm_repro.benchmark.counts import disassemble  # noqa: E402
 from evonorm_repro.benchmark.no_gpu import no_gpu  # noqa: E402
 
@@ -59,13 +59,13 @@ def schedule(monkeypatch):
 
     def choose(way):
         split = way == "split"
-        monkeypatch.setattr(cuda, "ON_CHIP", 0 if split else 16384)
-        monkeypatch.setattr(cuda, "AT_ONCE", 8192 if way == "at once" else 0)
-        monkeypatch.setattr(cuda, "FEW", 1)
-        monkeypatch.setattr(cuda, "ADDS_UP", 4 if split else 1024)
-        monkeypatch.setattr(cuda, "TILE", 128 if split else 4096)
-        monkeypatch.setattr(cuda, "WARPS", 6 if split else 2)
-        monkeypatch.setattr(cuda, "_calls", {})
+        monkeypatch.setattr(cuda_plan, "ON_CHIP", 0 if split else 16384)
+        monkeypatch.setattr(cuda_plan, "AT_ONCE", 8192 if way == "at once" else 0)
+        monkeypatch.setattr(cuda_plan, "FEW", 1)
+        monkeypatch.setattr(cuda_plan, "ADDS_UP", 4 if split else 1024)
+        monkeypatch.setattr(cuda_plan, "TILE", 128 if split else 4096)
+        monkeypatch.setattr(cuda_plan, "WARPS", 6 if split else 2)
+        monkeypatch.setattr(cuda_plan, "_calls", {})
 
     return choose
 
@@ -524,7 +524,7 @@ def launched(capability, kind, shape, groups, last, own_var, dtype=torch.bfloat1
     v = x.new_empty(c) if kind in ("B0", "S0") else None
     var = None if own_var else x.new_empty(c)
     inputs = (x, v, var, x.new_empty(n, c) if var is not None else x.new_empty(c), x.new_empty(c))
-    with no_gpu(capability) as gpu, cuda.as_if_on(132):
+    with no_gpu(capability) as gpu, cuda_plan.as_if_on(132):
         gpu.launches = []
         y, *stats = cuda.forward(*inputs, groups, EPS, kind)
         cuda.backward(y, *inputs, *stats, groups, EPS, kind)
