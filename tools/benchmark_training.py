@@ -37,6 +37,7 @@ from evonorm_repro.benchmark.plot import check_new
 from evonorm_repro.benchmark.training import (
     DETECTORS,
     GANS,
+    NORMS,
     TIMM,
     build_steps,
     measure,
@@ -58,6 +59,7 @@ def main() -> int:
     names = ", ".join([*DETECTORS, *GANS, f"{TIMM}NAME"])
     parser.add_argument("--model", required=True, metavar="NAME", help=names)
     parser.add_argument("--repeats", type=int, default=20, help="iterations (default 20)")
+    parser.add_argument("--norms", nargs="+", default=NORMS, choices=NORMS, help="fewer of them")
     parser.add_argument("--memory", action="store_true", help="what is kept, instead of seconds")
     common_options(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change the config")
@@ -71,7 +73,7 @@ def main() -> int:
         # Importing Detectron2 warns that TorchScript is deprecated; nothing to act on.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", "torch.meshgrid")
-        steps = build_steps(args.model, args.device, args.overrides)
+        steps = build_steps(args.model, args.device, args.overrides, args.norms)
         record = {**machine(args.device), "model": args.model, "overrides": args.overrides}
         if args.memory:
             record["results"] = memory(steps, args.device)

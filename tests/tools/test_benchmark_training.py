@@ -47,6 +47,15 @@ def test_all_norms_take_turns(call, small, tmp_path, model):
         assert 0 < low <= ratio["median"] <= high < math.inf
 
 
+def test_some_of_the_norms(call, small, tmp_path):
+    file = tmp_path / "r.json"
+    chosen = ("--norms", "EvoNormS0", "free", "--repeats", 2, "--device", "cpu", "--json", file)
+    assert call("--model", "biggan-32", *chosen, *small["biggan-32"])[0] == 0
+    record = json.loads(file.read_text())
+    assert [r["norm"] for r in record["results"]] == ["EvoNormS0", "free"]
+    assert list(record["ratios"]) == ["EvoNormS0 / free"]
+
+
 def test_timms_layers_and_ours_take_turns_on_a_model_of_timms(call, tmp_path):
     file = tmp_path / "r.json"
     arguments = ("--model", "timm/test_efficientnet_evos", "--repeats", 2, "--device", "cpu")
