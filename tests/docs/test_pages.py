@@ -763,11 +763,12 @@ def sentences():
     yield "../README.md", f"FID-digits: {beside_the_paper(fid, 'S0', 'B0', 'BN', 'GN')}"
     rows = result("table3_small.json")["rows"] + result("table2_small.json")["rows"]
     top1 = {(r["layer"], r.get("ims_per_worker")): f"{r['accuracy']['mean']:.1f}" for r in rows}
-    few, all_of_them = (
+    few, many, all_of_them = (
         {layer: figure for (layer, images), figure in top1.items() if images == number}
-        for number in (2, None)
+        for number in (2, 128, None)
     )
-    yield "../README.md", f"at 2 images: {beside_the_paper(few, 'S0', 'BN')}"
+    few, many = (beside_the_paper(figures, "S0", "BN") for figures in (few, many))
+    yield "../README.md", f"at 2 images: {few}; at 128: {many} |"
     yield "../README.md", f"| {beside_the_paper(all_of_them, 'B0', 'BN')} | no; the"
     order = (small[x] for x in ("GN-ReLU", "EvoNormS0", "EvoNormB0", "BN-ReLU"))
     yield "migrating.md", f"(results/table4_digits.json)) | {' | '.join(order)} |"
