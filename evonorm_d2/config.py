@@ -16,6 +16,7 @@ from evonorm_runs.errors import user_errors
 
 # Importing them registers the components.
 from . import fcos, heads, paper, res5, timm_backbone, weight_standardization  # noqa: F401
+from .data.annotations import ROI_HEADS
 from .declare import is_declared, names_instead_of, names_that_read
 from .norm import check_norm
 from .timm_backbone import BUILDERS, set_pixels
@@ -35,9 +36,9 @@ COMPONENTS = {
 }
 # For a key that only some of Detectron2's architectures read: their names.
 _READ_BY = {
-    "RPN.NORM": ("GeneralizedRCNN", "PanopticFPN", "ProposalNetwork"),
-    "ROI_BOX_HEAD.NORM": ("GeneralizedRCNN", "PanopticFPN"),
-    "ROI_MASK_HEAD.NORM": ("GeneralizedRCNN", "PanopticFPN"),
+    "RPN.NORM": (*ROI_HEADS, "ProposalNetwork"),
+    "ROI_BOX_HEAD.NORM": ROI_HEADS,
+    "ROI_MASK_HEAD.NORM": ROI_HEADS,
     "SEM_SEG_HEAD.NORM": ("PanopticFPN", "SemanticSegmentor"),
     "RETINANET.NORM": ("RetinaNet", "NormActRetinaNet", "NormActFCOS"),
 }

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from evonorm_d2 import average
 from evonorm_d2 import train as training
+from evonorm_d2.config import _unread
 from evonorm_d2.data import register_digits
 from evonorm_d2.run_config import load_config
 from evonorm_d2.weight_standardization import (
@@ -110,3 +111,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, equal):
         states.append(torch.load(tmp_path / folder / "model_final.pth", weights_only=True))
     assert equal(states[0]["model"], states[1]["model"])
     assert equal(states[0][average.KEY], states[1][average.KEY])
+
+
+def test_its_detector_reads_the_keys_that_the_stock_one_reads(stock_cfg):
+    for key in ("RETINANET.NORM", "SEM_SEG_HEAD.NORM", "RPN.NORM", "ROI_MASK_HEAD.NORM"):
+        stock, ours = (
+            stock_cfg("Base-RCNN-FPN.yaml", "MODEL.META_ARCHITECTURE", name)
+            for name in ("GeneralizedRCNN", KEY[1])
+        )
+        assert _unread(ours, key) == _unread(stock, key)
+    assert _unread(ours, "RETINANET.NORM") == "META_ARCHITECTURE"
