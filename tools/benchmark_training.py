@@ -67,6 +67,8 @@ def main() -> int:
     set_up(args)
     if args.model not in (*DETECTORS, *GANS) and not args.model.startswith(TIMM):
         raise ValueError(f"--model: {args.model!r} is not known; known are {names}")
+    if args.model.startswith(TIMM) and args.norms != NORMS:
+        raise ValueError(f"--norms is not for {TIMM}NAME, which has rows of its own")
     if args.json:
         check_new(args.json)
     with warnings.catch_warnings():
