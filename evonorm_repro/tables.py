@@ -84,10 +84,10 @@ class Table4(Experiment):
             "WARMUP_ITERS": 200 // images,
             "STEPS": f"({steps * 3 // 4},{steps * 9 // 10})",
             "MAX_ITER": steps,
-            "CHECKPOINT_PERIOD": steps // 8,
+            "CHECKPOINT_PERIOD": steps // 6,
         }
         settings += [str(x) for key, value in values.items() for x in (f"SOLVER.{key}", value)]
-        return [*settings, "TEST.EVAL_PERIOD", str(steps // 8)]
+        return [*settings, "TEST.EVAL_PERIOD", str(steps // 6)]
 
     def read(self, folder: Path) -> dict[str, float]:
         lines, _ = read_metrics(folder)

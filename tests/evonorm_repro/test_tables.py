@@ -140,7 +140,7 @@ def test_table_4_in_small_trains_with_as_many_images_at_each_batch():
     assert one.BASE_LR / 8 == pytest.approx(other.BASE_LR / 2) == pytest.approx(2 * 0.03 / 4)
     assert 4 * one.WARMUP_ITERS == other.WARMUP_ITERS
     assert [4 * step for step in one.STEPS] == list(other.STEPS)
-    late = [n for n in range(1, 9) if n * config("EvoNormS0", 8).TEST.EVAL_PERIOD >= 400]
+    late = [n for n in range(1, 7) if n * config("EvoNormS0", 8).TEST.EVAL_PERIOD >= 400]
     assert one.MAX_ITER == 600 and len(late) == 3  # evaluations in the last third
     tuning = config("EvoNormS0", 8, *experiment.held_out).DATASETS
     assert tuning.TEST == ("garments_val",)
