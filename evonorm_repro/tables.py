@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evonorm_gan.evaluation.metrics import metric_key
+from evonorm_runs.errors import user_errors
 from evonorm_runs.folder import read_metrics
 
 from .classification import Figure11, Table2, Table3
@@ -66,7 +67,8 @@ class Table4(Experiment):
         if self.scale == "small":
             from evonorm_d2.data import write_garments
 
-            write_garments()
+            with user_errors(OSError):
+                write_garments()
 
     def settings(self, norm: str, factor: float, condition: Any) -> list[str]:
         name = norm.removesuffix(STANDARDIZED)

@@ -125,6 +125,15 @@ def test_the_papers_figures():
     assert set(TABLES["table2"].norms) - set(batch) == {"Random", "Random+rej"}
 
 
+def test_other_data_where_the_garments_belong_are_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "garments").mkdir()
+    (tmp_path / "garments" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"garments exists and is not the garments data set"):
+        Table4("small", "R-50").prepare()
+    assert (tmp_path / "garments" / "mine.txt").read_text() == "mine"
+
+
 def test_table_4_in_small_trains_with_as_many_images_at_each_batch():
     """Learning rate, warm-up, steps and evaluations follow the linear rule."""
     experiment = Table4("small", "R-50")
