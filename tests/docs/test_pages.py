@@ -758,6 +758,16 @@ def sentences():
         r["layer"]: f"{r['bbox/AP']['mean']:.1f}" for r in result("table4_digits.json")["rows"]
     }
     yield "../README.md", f"{beside_the_paper(small, 'B0', 'S0', 'GN', 'BN')}, after 600 iter"
+    few, many = (
+        {
+            r["layer"]: f"{r['bbox/AP']['mean']:.1f}"
+            for r in result("table4_small.json")["rows"]
+            if r["ims_per_batch"] == images
+        }
+        for images in (2, 8)
+    )
+    few, many = (beside_the_paper(figures, "S0", "GN") for figures in (few, many))
+    yield "../README.md", f"garments, at 2 images a batch: {few}; at 8: {many}, with GroupNorm"
     gan = result("digits_gan.json")["norms"].items()
     fid = {norm: f"{r['FID-digits (not comparable with Inception)']:.2f}" for norm, r in gan}
     yield "../README.md", f"FID-digits: {beside_the_paper(fid, 'S0', 'B0', 'BN', 'GN')}"
