@@ -669,7 +669,7 @@ def sentences():
         [f"{r[pair]['median']:.2f}" for r in ratios]
         for pair in ("EvoNormS0 / GN", "EvoNormB0 / BN", "EvoNormS0 / free")
     )
-    yield "choosing.md", f"S0 takes {free[0]}, {free[1]}, {free[2]} and {free[3]} of the time with no"
+    yield "choosing.md", f"S0 takes {free[0]}, {free[1]}, {free[2]} and {free[3]} of the time"
     yield (
         "choosing.md",
         f"{s0[0]} of GN's time in BigGAN at 32x32, {s0[1]} at 64x64, {s0[2]} in Mask R-CNN "
