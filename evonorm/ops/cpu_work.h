@@ -139,8 +139,8 @@ struct Problem {
       in_parallel(slabs, [&](int64_t begin, int64_t end) {
         Work<T> work(*this, (own_var ? batch : 1) * slab_channels);
         Pass<T> reduce_slab = reduce_pass, map_slab = map_pass;
-        // The next slab is loaded into the cache while this one is worked on. That makes 7x7 and
-        // 14x14 maps faster by a third; what is small is there already.
+        // The next slab is loaded into the cache while this one is worked on. That
+        // makes 7x7 maps faster by a quarter; what is small is there already.
         if (int64_t(x.nbytes()) > 8 * CACHE) {
           reduce_slab.out = map_pass.out;
           map_slab.ahead = slab_channels * plane_size;
