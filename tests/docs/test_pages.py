@@ -486,6 +486,29 @@ def test_the_ratios_of_layers_are_those_measured():
             assert cell == f"{a / b:.2f}", (shape, ours)
 
 
+def test_the_ratios_with_the_present_kernels_are_those_measured():
+    def ratio(file, which, plane, pass_):
+        found = {
+            r["layer"]: r["median_ms"]
+            for r in result(f"layers_cpu_mask_rcnn{file}.json")["results"]
+            if r["shape"][2] == plane and r["pass"] == pass_
+        }
+        native = "GN + ReLU" if which == "S0" else "BN + ReLU"
+        return f"{found[f'{which} native'] / found[native]:.2f}"
+
+    page = " ".join((ROOT / "docs/choosing.md").read_text().split())
+    both = "forward + backward"
+    for sentence in (
+        f"S0 takes {ratio('', 'S0', 7, both)} of GroupNorm + ReLU on 512, 256, 7, 7",
+        f"B0 takes {ratio('', 'B0', 7, 'forward')} of BatchNorm + ReLU on maps of 7x7",
+        f"7x7 and {ratio('', 'B0', 14, 'forward')} on 14x14",
+        f"at most {ratio('_bfloat16', 'S0', 7, both)} of GroupNorm + ReLU, and B0's evaluation",
+        f"on 7x7 takes {ratio('_bfloat16', 'B0', 7, 'forward')} times",
+        f"up to {ratio('_avx2', 'S0', 25, both)} times as long",
+    ):
+        assert sentence in page
+
+
 def test_the_memory_of_layers_is_that_measured():
     found = layers()
     large = [shape for shape, _ in found if shape[2] >= 100 and shape[1] <= 128]
