@@ -19,6 +19,7 @@ from evonorm_runs.config import (
 from evonorm_runs.errors import UserError, user_errors
 
 INCEPTIONS = ("inception-v3-compat", "inception-v3-clean")
+EMBEDDED = ("digits", "garments")  # data sets, and extractors that were trained on them
 # Far above what anybody has trained; more of it would only fill the memory.
 MOST = {
     "MODEL.NUM_CLASSES": 10**6,
@@ -65,7 +66,8 @@ def get_cfg() -> CfgNode:
     c.MODEL.RECOMPUTE = False  # outputs of EvoNorms again in the backward pass, for less memory
 
     c.DATA = CfgNode()
-    # "digits"; the name of a torchvision data set; or "" for the folder, .h5 or .zip at ROOT.
+    # "digits" or "garments", which are embedded; the name of a torchvision data set; or "" for the
+    # folder, .h5 or .zip at ROOT.
     c.DATA.NAME = ""
     c.DATA.ROOT = "datasets/imagenet/train"
     c.DATA.DOWNLOAD = False  # a set of torchvision's to ROOT, if it is not there
@@ -123,11 +125,12 @@ def get_cfg() -> CfgNode:
     # What images are compared with: "train" or "val" of DATA; a folder, .zip or .h5 as DATA.ROOT
     # may be; or an .npz with mu and sigma (for FID), images as arr_0, or both.
     c.TEST.REFERENCE = "train"
-    # Images that all but IS and FID look at, at most; by default 10,000, with the extractor of the
-    # digits 2,000. 50,000 take minutes.
+    # Images that all but IS and FID look at, at most; by default 10,000, with an EXTRACTOR of an
+    # embedded set 2,000. 50,000 take minutes.
     c.TEST.SUBSET = None
-    # Of features: or "inception-v3-clean", which has images resized as clean-fid does; "digits"; or
-    # a model of timm, such as "timm/vit_small_patch14_dinov2.lvd142m".
+    # Of features: or "inception-v3-clean", which has images resized as clean-fid does; "digits" or
+    # "garments", a small classifier; or a model of timm, such as
+    # "timm/vit_small_patch14_dinov2.lvd142m".
     c.TEST.EXTRACTOR = "inception-v3-compat"
     c.TEST.EXTRACTOR_WEIGHTS = ""  # a file for timm's model; by default timm downloads it
     c.TEST.INCEPTION_WEIGHTS = ""  # a file; by default where torch-fidelity keeps its own
@@ -172,7 +175,7 @@ def _check(cfg: CfgNode) -> None:
         "MODEL.D_32_ENDS_AT": (None, 4, 8),
     }
     if not cfg.TEST.EXTRACTOR.startswith("timm/"):
-        choices["TEST.EXTRACTOR"] = (*INCEPTIONS, "digits", "timm/NAME")
+        choices["TEST.EXTRACTOR"] = (*INCEPTIONS, *EMBEDDED, "timm/NAME")
     for key, known in choices.items():
         if value(cfg, key) not in known:
             raise UserError(

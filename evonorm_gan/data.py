@@ -16,6 +16,7 @@ from tqdm import tqdm
 from evonorm_runs import distributed
 from evonorm_runs.errors import UserError, printable
 from evonorm_runs.images.digits import make_digits
+from evonorm_runs.images.garments import CLASSES, load_garments
 from evonorm_runs.images.sets import (
     Crop,
     DecodedSet,
@@ -27,17 +28,30 @@ from evonorm_runs.images.sets import (
     open_torchvision,
 )
 
-from .config import get_cfg
+from .config import EMBEDDED, get_cfg
+
+
+def _digits(split: str, resolution: int) -> MemorySet:
+    return MemorySet(*make_digits(split, resolution), [str(digit) for digit in range(10)])
+
+
+def _garments(split: str, resolution: int) -> MemorySet:
+    images, labels = load_garments(split, resolution)
+    return MemorySet(images.expand(-1, 3, -1, -1).contiguous(), labels, CLASSES)
+
+
+_EMBEDDED = dict(zip(EMBEDDED, (_digits, _garments)))
 
 
 def open_dataset(cfg: CfgNode, split: str = "train") -> ImageSet:
     """The data set that DATA.NAME and DATA.ROOT name, at MODEL.RESOLUTION.
 
-    DATA.NAME is "digits", the name of a data set of torchvision's, or "" for what is at DATA.ROOT:
-    a folder per class, a zip of that, or an HDF5 file. `ds[i]` is (uint8 (3, R, R), int).
+    DATA.NAME is "digits" or "garments", the name of a data set of torchvision's, or "" for what is
+    at DATA.ROOT: a folder per class, a zip of that, or an HDF5 file. `ds[i]` is
+    (uint8 (3, R, R), int).
 
     Args:
-        split: "train", or "val" for the digits and those of torchvision's sets that have one.
+        split: "train", or "val" for the embedded sets and those of torchvision's that have one.
 
     Raises:
         UserError: no such data set or split, or its number of classes is not MODEL.NUM_CLASSES.
@@ -86,12 +100,12 @@ def _open(cfg: CfgNode, split: str) -> ImageSet:
     name, root, resolution = cfg.DATA.NAME, Path(cfg.DATA.ROOT).expanduser(), cfg.MODEL.RESOLUTION
     if split not in ("train", "val"):
         raise UserError(f"a data set has the splits train and val, not {split!r}")
-    if name == "digits":
+    if name in EMBEDDED:
         if cfg.DATA.ROOT != get_cfg().DATA.ROOT:
             raise UserError(
-                f"DATA.ROOT is {root}, but DATA.NAME digits reads none: set DATA.NAME ''"
+                f"DATA.ROOT is {root}, but DATA.NAME {name} reads none: set DATA.NAME ''"
             )
-        return MemorySet(*make_digits(split, resolution), [str(digit) for digit in range(10)])
+        return _EMBEDDED[name](split, resolution)
     if name:
         arguments = (name, root, split, resolution, cfg.DATA.SKIP_CORRUPT)
         if not cfg.DATA.DOWNLOAD:

@@ -23,8 +23,9 @@ from evonorm_runs import distributed
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write, read_checkpoint, sha256
 
-from . import clean_inception, digits_extractor
-from .digits_extractor import trained_weights
+from ..config import EMBEDDED
+from . import clean_inception, embedded_extractor
+from .embedded_extractor import trained_weights
 from .inception import PUBLISHED, inception_weights
 from .timm_extractor import PREFIX, TimmExtractor
 
@@ -34,13 +35,13 @@ log = logging.getLogger(__name__)
 LAYERS = {
     "inception-v3-compat": ("2048", "logits_unbiased"),
     clean_inception.NAME: ("2048", "logits_unbiased"),
-    digits_extractor.NAME: digits_extractor.LAYERS,
+    **dict.fromkeys(EMBEDDED, embedded_extractor.LAYERS),
 }
 # Of the former.
 WIDTH = {
     "inception-v3-compat": 2048,
     clean_inception.NAME: 2048,
-    digits_extractor.NAME: digits_extractor.WIDTH,
+    **dict.fromkeys(EMBEDDED, embedded_extractor.WIDTH),
 }
 # How the two Inceptions make images 299x299.
 RESIZING = {
@@ -49,7 +50,7 @@ RESIZING = {
 }
 # Images, real ones and others, that KID, precision and recall look at unless TEST.SUBSET says how
 # many: quadratic in their number.
-SUBSET = {digits_extractor.NAME: 2_000}
+SUBSET = dict.fromkeys(EMBEDDED, 2_000)
 USUAL_SUBSET = 10_000
 
 
@@ -88,7 +89,7 @@ class Extractor:
         return model
 
     def _torch_fidelitys(self, cfg: CfgNode) -> nn.Module:
-        find = inception_weights if self.name != digits_extractor.NAME else trained_weights
+        find = trained_weights if self.name in EMBEDDED else inception_weights
         for turn in range(distributed.world_size()):
             if turn == distributed.rank():  # the first on each disk trains or downloads them
                 self.weights = find(cfg)
@@ -111,8 +112,8 @@ class Extractor:
 
     def describe(self) -> str:
         """One line: the extractor, the file of its weights, and its checksum."""
-        if self.name == digits_extractor.NAME:
-            about = digits_extractor.describe(self.weights)
+        if self.name in EMBEDDED:
+            about = embedded_extractor.describe(self.weights)
         elif not self.has_classes:
             about = "a model of timm: not comparable with Inception"
         elif self.digest.startswith(PUBLISHED):

@@ -339,7 +339,7 @@ def open_torchvision(
 def _torchvision_source(name: str, root: Path, split: str, download: bool) -> Any:
     known = [key for key in dir(datasets) if _opens_by_root(getattr(datasets, key))]
     if name not in known:
-        close = difflib.get_close_matches(name, ["digits", *known], n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name, ["digits", "garments", *known], n=3, cutoff=0.5)
         hint = f"; close to it are {', '.join(close)}" if close else ""
         raise UserError(f"DATA.NAME: torchvision has no data set {name!r} to open{hint}")
     parameters = inspect.signature(getattr(datasets, name)).parameters

@@ -17,17 +17,18 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from evonorm_gan.config import get_cfg
+from evonorm_gan.config import EMBEDDED, get_cfg
 from evonorm_gan.data import describe, open_dataset, train_batches
 from evonorm_runs.errors import UserError, user_error_line
 from evonorm_runs.images.decode import OpenFile
+from evonorm_runs.images.garments import load_garments
 from evonorm_runs.images.sets import resize
 
 
 def config(name="", root="", classes=2, resolution=32, skip=False):
     cfg = get_cfg()
     cfg.DATA.NAME, cfg.DATA.SKIP_CORRUPT = name, skip
-    cfg.DATA.ROOT = cfg.DATA.ROOT if name == "digits" else str(root)
+    cfg.DATA.ROOT = cfg.DATA.ROOT if name in EMBEDDED else str(root)
     cfg.MODEL.NUM_CLASSES, cfg.MODEL.RESOLUTION = classes, resolution
     return cfg
 
@@ -95,6 +96,17 @@ def test_digits():
     assert ds.fingerprint() == open_dataset(config("digits", classes=10)).fingerprint()
     with pytest.raises(UserError, match="splits train and val, not 'test'"):
         open_dataset(config("digits", classes=10), "test")
+
+
+def test_garments():
+    ds = open_dataset(config("garments", classes=10))
+    assert describe(ds) == (
+        "10 classes (t-shirt, trouser, pullover, ...), 8000 images of 32x32, 800 per class"
+    )
+    grey, labels = load_garments("val", 32)
+    val = open_dataset(config("garments", classes=10), "val")
+    assert all(torch.equal(val.images[:, i : i + 1], grey) for i in range(3))
+    assert torch.equal(val.labels, labels)
 
 
 def test_digits_fingerprint_knows_every_byte():

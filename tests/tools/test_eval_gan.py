@@ -15,7 +15,7 @@ from PIL import Image
 
 from evonorm_gan.checkpoint import save_generator_only
 from evonorm_gan.config import load_config
-from evonorm_gan.evaluation import digits_extractor
+from evonorm_gan.evaluation import embedded_extractor
 from evonorm_gan.evaluation.metrics import METRICS, metric_key
 from evonorm_gan.models import build_generator
 from evonorm_gan.sampling import TRUNCATE_BY
@@ -31,8 +31,8 @@ def overrides(tmp_path, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (40, 3, 32, 32), generator=generator, dtype=torch.uint8)
     noise = MemorySet(images, torch.arange(40) % 10, [str(i) for i in range(10)])
-    monkeypatch.setattr(digits_extractor, "STEPS", 2)
-    for module in (digits_extractor, tool):
+    monkeypatch.setattr(embedded_extractor, "STEPS", {"digits": 2})
+    for module in (embedded_extractor, tool):
         monkeypatch.setattr(module, "open_dataset", lambda cfg, split="train": noise)
     keys = {"MODEL.DIM_Z": 8, "MODEL.G_CH": 8, "TEST.NUM_SAMPLES": 12, "TEST.BATCH_SIZE": 8}
     keys |= {"TEST.CACHE_DIR": tmp_path / "cache", "DEVICE": "cpu", "DATA.NUM_WORKERS": 0}

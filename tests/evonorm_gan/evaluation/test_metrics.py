@@ -19,7 +19,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from torchvision.transforms.functional import to_pil_image
 
 from evonorm_gan import sampling
-from evonorm_gan.evaluation import digits_extractor, metrics
+from evonorm_gan.evaluation import embedded_extractor, metrics
 from evonorm_gan.evaluation.clean_inception import clean_resize
 from evonorm_gan.evaluation.density import density_and_coverage
 from evonorm_gan.evaluation.features import Extractor, RealStatistics
@@ -223,8 +223,8 @@ def test_no_setting_is_left_to_torch_fidelity(small_kid, monkeypatch):
 @pytest.fixture
 def digits(tiny_set, monkeypatch):
     """Noise for the digits, and a classifier of one step."""
-    monkeypatch.setattr(digits_extractor, "STEPS", 2)
-    monkeypatch.setattr(digits_extractor, "open_dataset", lambda cfg, split: tiny_set)
+    monkeypatch.setattr(embedded_extractor, "STEPS", {"digits": 2})
+    monkeypatch.setattr(embedded_extractor, "open_dataset", lambda cfg, split: tiny_set)
 
 
 def noise(num, seed, size=32):

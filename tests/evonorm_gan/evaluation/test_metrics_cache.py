@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from evonorm_gan.data import open_dataset
-from evonorm_gan.evaluation import digits_extractor, features
+from evonorm_gan.evaluation import embedded_extractor, features
 from evonorm_gan.evaluation import inception as inception_module
 from evonorm_gan.evaluation.features import Extractor, real_statistics, subset
 from evonorm_gan.evaluation.inception import inception_weights
@@ -31,8 +31,8 @@ def noise(num, seed=0):
 @pytest.fixture
 def computed(tiny_set, monkeypatch):
     """The number of images of each pass through an extractor; the digits' is barely trained."""
-    monkeypatch.setattr(digits_extractor, "STEPS", 2)
-    monkeypatch.setattr(digits_extractor, "open_dataset", lambda cfg, split: tiny_set)
+    monkeypatch.setattr(embedded_extractor, "STEPS", {"digits": 2})
+    monkeypatch.setattr(embedded_extractor, "open_dataset", lambda cfg, split: tiny_set)
     passes = []
     original = Extractor.stream
 
@@ -81,7 +81,7 @@ def test_a_stale_reuse_is_impossible(statistics, computed, tiny_cfg, monkeypatch
     statistics(noise(31))
     assert computed == [30, 30, 31]
 
-    monkeypatch.setattr(digits_extractor, "STEPS", 3)
+    monkeypatch.setattr(embedded_extractor, "STEPS", {"digits": 3})
     other = Extractor(tiny_cfg(), "cpu")
     statistics(noise(30), other)
     assert computed == [30, 30, 31, 30]

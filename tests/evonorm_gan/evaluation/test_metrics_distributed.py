@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from evonorm_gan.config import load_config
-from evonorm_gan.evaluation import digits_extractor
+from evonorm_gan.evaluation import embedded_extractor
 from evonorm_gan.evaluation.features import share, shares
 from evonorm_gan.evaluation.metrics import Evaluator
 from evonorm_gan.models import Generator
@@ -35,8 +35,8 @@ def evaluate(folder):
     """The metrics of a generator and of images, and what goes wrong with too few of these."""
     torch.set_num_threads(1)
     real = MemorySet(noise(37, 0), torch.arange(37) % 10, [str(i) for i in range(10)])
-    digits_extractor.STEPS = 2
-    digits_extractor.open_dataset = lambda cfg, split: real
+    embedded_extractor.STEPS = {"digits": 2}
+    embedded_extractor.open_dataset = lambda cfg, split: real
     keys = {"TEST.NUM_SAMPLES": 21, "TEST.BATCH_SIZE": 6, "TEST.STANDING_BATCHES": 2}
     keys |= {"TEST.CACHE_DIR": folder / "cache", "DEVICE": "cpu"}
     cfg = load_config(str(CONFIG), [str(x) for pair in keys.items() for x in pair])
@@ -75,7 +75,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path, monkeypatch):
     assert first == second and "9 are too few" in first[2]
 
     for name in ("STEPS", "open_dataset"):  # which `evaluate` replaces
-        monkeypatch.setattr(digits_extractor, name, getattr(digits_extractor, name))
+        monkeypatch.setattr(embedded_extractor, name, getattr(embedded_extractor, name))
     alone = evaluate(tmp_path / "alone")
     for one, two in zip(alone[:2], first[:2]):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5)

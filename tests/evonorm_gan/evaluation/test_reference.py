@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evonorm_gan.evaluation import digits_extractor, reference
+from evonorm_gan.evaluation import embedded_extractor, reference
 from evonorm_gan.evaluation.metrics import Evaluator, metric_key
 from evonorm_runs.errors import UserError
 from evonorm_runs.images.sets import MemorySet
@@ -18,8 +18,8 @@ FID, KID, COVERAGE = (metric_key(name, "digits") for name in ("FID", "KID", "cov
 @pytest.fixture(autouse=True)
 def digits(tiny_set, monkeypatch):
     """A classifier of two steps for the digits."""
-    monkeypatch.setattr(digits_extractor, "STEPS", 2)
-    monkeypatch.setattr(digits_extractor, "open_dataset", lambda cfg, split: tiny_set)
+    monkeypatch.setattr(embedded_extractor, "STEPS", {"digits": 2})
+    monkeypatch.setattr(embedded_extractor, "open_dataset", lambda cfg, split: tiny_set)
 
 
 def noise(num, seed):

@@ -1,4 +1,4 @@
-"""The digits' classifier as an extractor."""
+"""The embedded sets' classifiers as extractors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
-from evonorm_gan.evaluation import digits_extractor
-from evonorm_gan.evaluation.digits_extractor import (
+from evonorm_gan.config import EMBEDDED
+from evonorm_gan.evaluation import embedded_extractor
+from evonorm_gan.evaluation.embedded_extractor import (
     LAYERS,
-    NAME,
-    DigitsExtractor,
+    EmbeddedExtractor,
     accuracy,
     build_classifier,
     describe,
@@ -23,16 +23,18 @@ from evonorm_gan.evaluation.digits_extractor import (
 
 @pytest.fixture
 def small(tiny_set, monkeypatch):
-    monkeypatch.setattr(digits_extractor, "STEPS", 2)
-    monkeypatch.setattr(digits_extractor, "open_dataset", lambda cfg, split: tiny_set)
+    monkeypatch.setattr(embedded_extractor, "STEPS", {"digits": 2})
+    monkeypatch.setattr(embedded_extractor, "open_dataset", lambda cfg, split: tiny_set)
 
 
 @pytest.mark.slow
-def test_it_reads_the_validation_scans(tiny_cfg, digits_cache):
-    path = trained_weights(tiny_cfg("TEST.CACHE_DIR", digits_cache))
+@pytest.mark.parametrize("name, least", [("digits", 0.97), ("garments", 0.86)])
+def test_it_knows_the_validation_images(name, least, tiny_cfg, digits_cache):
+    path = trained_weights(tiny_cfg("TEST.CACHE_DIR", digits_cache, "TEST.EXTRACTOR", name))
     content = torch.load(path, weights_only=True)
-    assert content["accuracy"] > 0.97
-    assert f"{100 * content['accuracy']:.1f} %" in describe(path)
+    assert content["accuracy"] > least
+    percent = f"{100 * content['accuracy']:.1f} %"
+    assert describe(path) == f"classifier of the {name}, {percent} of the validation images right"
 
 
 def test_accuracy_is_the_share_of_right_answers(tiny_set):
@@ -64,7 +66,7 @@ def test_weights_are_trained_once_for_one_key(small, tiny_cfg, monkeypatch):
     path.write_bytes(path.read_bytes()[:-50])
     assert trained_weights(tiny_cfg()) == path
     torch.load(path, weights_only=True)
-    monkeypatch.setattr(digits_extractor, "VERSION", 2)
+    monkeypatch.setattr(embedded_extractor, "VERSION", 2)
     assert trained_weights(tiny_cfg()) != path
 
 
@@ -74,7 +76,7 @@ def test_layers_are_those_asked_for_and_logits_come_from_the_penultimate(small, 
 
     def features(*layers):
         model = create_feature_extractor(
-            NAME,
+            "digits",
             list(layers),
             cuda=False,
             feature_extractor_weights_path=str(path),
@@ -93,17 +95,17 @@ def test_layers_are_those_asked_for_and_logits_come_from_the_penultimate(small, 
 
 
 def test_other_sizes_are_resized(small, tiny_cfg):
-    model = DigitsExtractor(NAME, ["logits"], str(trained_weights(tiny_cfg()))).eval()
+    model = EmbeddedExtractor("digits", ["logits"], str(trained_weights(tiny_cfg()))).eval()
     flat = torch.full((2, 3, 32, 32), 77, dtype=torch.uint8)
     larger = torch.full((2, 3, 64, 64), 77, dtype=torch.uint8)
     assert torch.allclose(model(flat)[0], model(larger)[0], atol=1e-4)
 
 
-def test_torch_fidelity_knows_it_once():
+def test_torch_fidelity_knows_them_once():
     register()
     register()
-    assert FEATURE_EXTRACTORS_REGISTRY[NAME] is DigitsExtractor
+    assert all(FEATURE_EXTRACTORS_REGISTRY[name] is EmbeddedExtractor for name in EMBEDDED)
     with pytest.raises(ValueError, match="weights_path"):
-        DigitsExtractor(NAME, ["logits"])
+        EmbeddedExtractor("digits", ["logits"])
     with pytest.raises(ValueError, match="float64"):
-        DigitsExtractor(NAME, ["logits"], "x", feature_extractor_internal_dtype="float64")
+        EmbeddedExtractor("digits", ["logits"], "x", feature_extractor_internal_dtype="float64")

@@ -1,7 +1,7 @@
-"""A small classifier of the digits, whose features stand in for Inception's on that data set.
+"""Small classifiers of the embedded data sets, whose features stand in for Inception's there.
 
-Inception has never seen 32x32 coloured digits. The numbers that this extractor gives compare runs
-on the digits with each other, and with nothing else.
+Inception has never seen digits or garments of 32x32 pixels. The numbers that an extractor of these
+gives compare runs on its data set with each other, and with nothing else.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from tqdm import tqdm
 from evonorm_runs.errors import UserError, user_errors
 from evonorm_runs.files import atomic_write, read_checkpoint
 
+from ..config import EMBEDDED, get_cfg
 from ..data import open_dataset, to_float, train_batches
 
 log = logging.getLogger(__name__)
 
-NAME = "digits"
 LAYERS = ("penultimate", "logits")
 SIZE = 32  # pixels; other images are resized
 WIDTH = 128
-STEPS, BATCH = 400, 64
+STEPS, BATCH = {"digits": 400, "garments": 1200}, 64
 VERSION = 1  # raise it when this file no longer trains the same weights
 
 
-class DigitsExtractor(FeatureExtractorBase):
-    """The classifier as an extractor of torch-fidelity, which prescribes these arguments.
+class EmbeddedExtractor(FeatureExtractorBase):
+    """A classifier as an extractor of torch-fidelity, which prescribes these arguments.
 
     Features: "penultimate" (N, 128), "logits" (N, 10).
     """
@@ -93,25 +93,27 @@ def build_classifier() -> nn.Sequential:
 
 
 def register() -> None:
-    """Let torch-fidelity know the extractor by its name."""
-    if NAME not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(NAME, DigitsExtractor)
+    """Let torch-fidelity know the extractors by their names."""
+    for name in EMBEDDED:
+        if name not in FEATURE_EXTRACTORS_REGISTRY:
+            register_feature_extractor(name, EmbeddedExtractor)
 
 
 def trained_weights(cfg: CfgNode) -> Path:
-    """The file of the classifier's weights in cfg.TEST.CACHE_DIR; trains it if it isn't there.
+    """The file of cfg.TEST.EXTRACTOR's weights in cfg.TEST.CACHE_DIR; trains it if it isn't there.
 
     Training takes seconds on a CPU, where it always runs, and the seed is fixed.
     """
     register()
-    train, val = (open_dataset(_digits_config(cfg), split) for split in ("train", "val"))
-    key = {"data": [train.fingerprint(), val.fingerprint()], "steps": STEPS, "batch": BATCH}
+    train, val = (open_dataset(_own_config(cfg), split) for split in ("train", "val"))
+    steps = STEPS[cfg.TEST.EXTRACTOR]
+    key = {"data": [train.fingerprint(), val.fingerprint()], "steps": steps, "batch": BATCH}
     key |= {"version": VERSION, "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    path = Path(cfg.TEST.CACHE_DIR) / f"digits-classifier-{digest[:16]}.pth"
+    path = Path(cfg.TEST.CACHE_DIR) / f"{cfg.TEST.EXTRACTOR}-classifier-{digest[:16]}.pth"
     if _whole(path, digest):
         return path
-    model = train_classifier(train, STEPS)
+    model = train_classifier(train, steps)
     content = {"model": model.state_dict(), "accuracy": accuracy(model, val), "key": digest}
     with user_errors(OSError, prefix=f"{path}: "):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,8 @@ def trained_weights(cfg: CfgNode) -> Path:
 def describe(path: Path) -> str:
     """What a file of weights holds."""
     percent = 100 * read_checkpoint(path)["accuracy"]
-    return f"digits classifier, {percent:.1f} % of the validation scans right"
+    name = path.name.partition("-")[0]
+    return f"classifier of the {name}, {percent:.1f} % of the validation images right"
 
 
 def train_classifier(dataset: Any, steps: int) -> nn.Sequential:
@@ -134,7 +137,7 @@ def train_classifier(dataset: Any, steps: int) -> nn.Sequential:
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
     batches = train_batches(dataset, BATCH, seed=0, flip=False)
-    for _ in tqdm(range(steps), desc="training the digits classifier", disable=None):
+    for _ in tqdm(range(steps), desc="training the extractor", disable=None):
         images, labels = next(batches)
         loss = F.cross_entropy(model(to_float(images)), labels)
         optimizer.zero_grad()
@@ -156,12 +159,12 @@ def accuracy(model: nn.Module, dataset: Any) -> float:
     return right / len(dataset)
 
 
-def _digits_config(cfg: CfgNode) -> CfgNode:
-    digits = cfg.clone()
-    digits.defrost()
-    digits.DATA.NAME, digits.MODEL.NUM_CLASSES, digits.MODEL.RESOLUTION = "digits", 10, SIZE
-    digits.DATA.RANDOM_CROP = 0.0
-    return digits
+def _own_config(cfg: CfgNode) -> CfgNode:
+    own = cfg.clone()
+    own.defrost()
+    own.DATA.NAME, own.MODEL.NUM_CLASSES, own.MODEL.RESOLUTION = cfg.TEST.EXTRACTOR, 10, SIZE
+    own.DATA.RANDOM_CROP, own.DATA.ROOT = 0.0, get_cfg().DATA.ROOT
+    return own
 
 
 def _whole(path: Path, digest: str) -> bool:
