@@ -82,6 +82,10 @@ ELSEWHERE = {
         "minutes",
         "tests/tools/test_train_gan.py",
     ),
+    "tools/train_gan.py --config-file configs/gan/garments.yaml": (
+        "minutes",
+        "tests/evonorm_gan/test_gan_config.py",
+    ),
     "tools/train_gan.py --config-file photos128.yaml *": (
         "a download",
         "tests/evonorm_gan/test_finetune.py",
