@@ -50,7 +50,8 @@ DETECTORS = {
     "mask-rcnn-digits": ("detection/digits/mask_rcnn_digits_{}.yaml", {}),
     "mask-rcnn-r50-256": (
         "detection/stock/mask_rcnn_R_50_FPN_1x_{}.yaml",
-        {"SOLVER.IMS_PER_BATCH": 2, "INPUT.MAX_SIZE_TRAIN": 256},
+        # The layers alone, without GroupNorm where no activation follows.
+        {"SOLVER.IMS_PER_BATCH": 2, "INPUT.MAX_SIZE_TRAIN": 256, "MODEL.EVONORM.LINEAR": ""},
     ),
 }
 GANS = {

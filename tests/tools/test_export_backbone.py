@@ -88,7 +88,7 @@ def narrow(norm, *overrides):
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
     }
     values = [str(x) for pair in pairs.items() for x in pair]
-    return load_config(STOCK, [*values, *map(str, overrides)])
+    return load_config(STOCK, ["MODEL.EVONORM.LINEAR", "", *values, *map(str, overrides)])
 
 
 def load(path, cfg, build=build_backbone):
@@ -276,7 +276,10 @@ def with_statistics(model):
 def public(norm, *overrides):
     """A config with a whole backbone, and the settings of torchvision's images."""
     norms = [x for key in ("RESNETS", "FPN") for x in (f"MODEL.{key}.NORM", norm)]
-    return load_config(STOCK, ["MODEL.DEVICE", "cpu", *norms, *ZOO, *map(str, overrides)])
+    return load_config(
+        STOCK,
+        ["MODEL.DEVICE", "cpu", "MODEL.EVONORM.LINEAR", "", *norms, *ZOO, *map(str, overrides)],
+    )
 
 
 class TestPublicWeights:
