@@ -31,7 +31,8 @@ from evonorm_runs.errors import UserError
 from .. import sampling
 from . import clean_inception
 from .density import density_and_coverage
-from .features import Extractor, RealStatistics, share, shares, subset, subset_size
+from .extractor import Extractor, share, shares
+from .real_statistics import RealStatistics, subset, subset_size
 from .reference import Reference, open_reference
 
 log = logging.getLogger(__name__)

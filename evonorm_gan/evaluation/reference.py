@@ -17,7 +17,8 @@ from evonorm_runs.images.files import KEYS, read_npz
 from evonorm_runs.images.sets import MemorySet
 
 from ..data import open_dataset, open_images
-from .features import Extractor, RealStatistics, real_statistics
+from .extractor import Extractor
+from .real_statistics import RealStatistics, real_statistics
 
 NPZ_ERRORS = (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile)
 

@@ -22,7 +22,7 @@ from evonorm_gan import sampling
 from evonorm_gan.evaluation import embedded_extractor, metrics
 from evonorm_gan.evaluation.clean_inception import clean_resize
 from evonorm_gan.evaluation.density import density_and_coverage
-from evonorm_gan.evaluation.features import Extractor, RealStatistics
+from evonorm_gan.evaluation.extractor import Extractor
 from evonorm_gan.evaluation.metrics import (
     COUNTS,
     METRICS,
@@ -30,6 +30,7 @@ from evonorm_gan.evaluation.metrics import (
     compute_metrics,
     metric_key,
 )
+from evonorm_gan.evaluation.real_statistics import RealStatistics
 from evonorm_gan.models import Generator
 from evonorm_runs.images.files import image_batches
 from evonorm_runs.images.sets import MemorySet

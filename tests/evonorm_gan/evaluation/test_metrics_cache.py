@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from evonorm_gan.data import open_dataset
-from evonorm_gan.evaluation import embedded_extractor, features
+from evonorm_gan.evaluation import embedded_extractor
 from evonorm_gan.evaluation import inception as inception_module
-from evonorm_gan.evaluation.features import Extractor, real_statistics, subset
+from evonorm_gan.evaluation import real_statistics as module
+from evonorm_gan.evaluation.extractor import Extractor
 from evonorm_gan.evaluation.inception import inception_weights
+from evonorm_gan.evaluation.real_statistics import real_statistics, subset
 from evonorm_runs.images.sets import FolderSet, MemorySet
 
 
@@ -94,9 +96,9 @@ def test_a_stale_reuse_is_impossible(statistics, computed, tiny_cfg, monkeypatch
     statistics(noise(30), Extractor(tiny_cfg(), "cpu"))
     assert computed == [30, 30, 31, 30, 30]
 
-    monkeypatch.setitem(features.SUBSET, "digits", 12)
+    monkeypatch.setitem(module.SUBSET, "digits", 12)
     assert len(statistics(noise(30))[0].features) == 12
-    monkeypatch.setattr(features.torch_fidelity, "__version__", "0.5.0")
+    monkeypatch.setattr(module.torch_fidelity, "__version__", "0.5.0")
     statistics(noise(30))
     assert computed == [30, 30, 31, 30, 30, 30, 30]
 
@@ -196,7 +198,7 @@ def test_moments_are_numpys_in_float64_and_keep_no_batch():
             del batch
             assert sum(ref() is not None for ref in alive) <= 1
 
-    mu, sigma = features.moments(batches())
+    mu, sigma = module.moments(batches())
     np.testing.assert_allclose(mu, x.double().mean(0), rtol=1e-12)
     np.testing.assert_allclose(sigma, np.cov(x.double().numpy().T), rtol=1e-9, atol=1e-15)
 

@@ -17,7 +17,7 @@ import torch
 
 from evonorm_gan.config import load_config
 from evonorm_gan.evaluation import embedded_extractor
-from evonorm_gan.evaluation.features import share, shares
+from evonorm_gan.evaluation.extractor import share, shares
 from evonorm_gan.evaluation.metrics import Evaluator
 from evonorm_gan.models import Generator
 from evonorm_runs import distributed
