@@ -52,3 +52,25 @@ def test_the_page_has_the_table_of_an_earlier_setting(name):
             both = f" ({values[1]:.2f}/{values[0]:.2f})" if digits == 2 else ""  # median and best
             cells.append(f"{mean} ± {spread}{both}")
         assert f"| {row['layer']} | {row['learning rate']} | 3 | {' | '.join(cells)} |" in page
+
+
+def test_the_page_has_the_accuracies_at_high_rates():
+    rows = json.loads((DOCS / "results/rates_classifier.json").read_text())["rows"]
+    page = (DOCS / "results.md").read_text()
+    found = {(row["layer"], row["rate"]): row["accuracy"] for row in rows}
+    for layer in {layer for layer, _ in found}:
+        cells = [
+            ", ".join("failed" if x is None else f"{x:.1f}" for x in found.get((layer, rate), ()))
+            for rate in (1, 2, 4, 8)
+        ]
+        assert f"| `{layer}` | {' | '.join(cells)} |" in page
+    centred = "(x - mean_b(x)) / max(std_b(x), v1 * x + std_i(x))"
+    values = [x for (layer, _), three in found.items() if layer == centred for x in three]
+    assert f"has {min(values):.1f} to {max(values):.1f} % in all twelve runs" in page
+    assert len(values) == 12
+    centred = "(x - mean_g(x)) * sigmoid(v1 * x) / std_g(x)"
+    values = [x for rate in (2, 4) for x in found[centred, rate]]
+    assert f"has {min(values):.1f} to {max(values):.1f} % at twice and four times" in page
+    assert f"more than {max(found['EvoNormS0', 4]):.1f} %" in page
+    gate = found["x * sigmoid(v1 * x / std_g(x)) / std_g(x)", 8]
+    assert f"to {sum(gate) / 3:.1f} % in the\n  mean" in page
