@@ -10,7 +10,8 @@ from pathlib import Path
 from evonorm_runs.checkout import ROOT
 from evonorm_runs.grid import Job, finished
 
-from .experiment import Experiment, seed_jobs, tuning_jobs
+from .experiment import Experiment
+from .reproduction import seed_jobs, tuning_jobs
 
 # Training images by a classifier's DATA.NAME; a folder is taken for ImageNet.
 IMAGES = {"folder": 1_281_167, "digits": 1437, "garments": 8000}

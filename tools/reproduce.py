@@ -18,8 +18,9 @@ import torch
 
 from evonorm import check_norm_act
 from evonorm_repro.costs import describe, in_full
-from evonorm_repro.experiment import Experiment, reproduce
+from evonorm_repro.experiment import Experiment
 from evonorm_repro.present import as_table, as_text
+from evonorm_repro.reproduction import reproduce
 from evonorm_repro.tables import SCALES, TABLES
 from evonorm_runs import machine
 from evonorm_runs.command_line import run_tool

@@ -8,8 +8,9 @@ import math
 
 import pytest
 
-from evonorm_repro.experiment import TUNING_SEED, Experiment, Metric, reproduce
+from evonorm_repro.experiment import Experiment, Metric
 from evonorm_repro.present import as_table, as_text
+from evonorm_repro.reproduction import TUNING_SEED, reproduce
 from evonorm_repro.significance import summarise
 from evonorm_runs.errors import UserError
 from evonorm_runs.grid import run_jobs

@@ -11,8 +11,8 @@ import pytest
 from evonorm import build_norm_act
 from evonorm_gan.evaluation.metrics import metric_key
 from evonorm_repro.costs import describe, trained_images
-from evonorm_repro.experiment import reproduce, seed_jobs, tuning_jobs
 from evonorm_repro.present import as_table
+from evonorm_repro.reproduction import reproduce, seed_jobs, tuning_jobs
 from evonorm_repro.tables import SCALES, TABLES, Table4
 from evonorm_runs.errors import UserError
 from evonorm_runs.grid import ROOT
