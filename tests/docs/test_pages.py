@@ -582,6 +582,19 @@ def affine_or_group_norm(many, few):
         "results.md",
         f"{more[1]} ({affine[1]} ± {spread[1]} instead of {group[1]} ± 0.2, {ends[1]})",
     )
+    mobile = result("mobilenet_linear.json")
+    found = [run["accuracy"] for run in mobile["runs"]]
+    one, two = (f"{run['mean']:.1f} ± {run['spread']:.1f}" for run in found)
+    yield (
+        "results.md",
+        f"{one} % on garments with the affine map at its linear bottlenecks and {two}",
+    )
+    test = mobile["comparison"]
+    low, high = test["interval"]
+    yield (
+        "results.md",
+        f"({test['difference']:.1f} [{low:.1f}, {high:.1f}], p = {test['p']:.2f}, three",
+    )
     yield (
         "../README.md",
         f"it has {affine[0]} box AP where it has {group[0]} with GroupNorm, and {affine[1]} "
