@@ -72,5 +72,12 @@ def test_the_page_has_the_accuracies_at_high_rates():
     values = [x for rate in (2, 4) for x in found[centred, rate]]
     assert f"has {min(values):.1f} to {max(values):.1f} % at twice and four times" in page
     assert f"more than {max(found['EvoNormS0', 4]):.1f} %" in page
+    rows = json.loads((DOCS / "results/rates_detection.json").read_text())["rows"]
+    box = {(row["layer"], row["rate"]): f"{row['box AP'] or 0:.1f}" for row in rows}
+    gated = "x * sigmoid(v1 * x / std_g(x)) / std_g(x)"
+    assert f"S0 less the mean has {box[centred, 2]} box AP" in page
+    assert f"value {box[gated, 2]}, GN-Swish {box['GN-Swish', 2]} and GN-ReLU" in page
+    assert f"GN-ReLU {box['GN-ReLU', 2]}." in page and box["EvoNormS0", 2] == "0.0"
+    assert f"has {box['EvoNormS0', 1]}, and less the mean {box[centred, 1]}." in page
     gate = found["x * sigmoid(v1 * x / std_g(x)) / std_g(x)", 8]
     assert f"to {sum(gate) / 3:.1f} % in the\n  mean" in page
