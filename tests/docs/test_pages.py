@@ -846,6 +846,18 @@ def sentences():
     gan = result("digits_gan.json")["norms"].items()
     fid = {norm: f"{r['FID-digits (not comparable with Inception)']:.2f}" for norm, r in gan}
     yield "../README.md", f"FID-digits: {beside_the_paper(fid, 'S0', 'B0', 'BN', 'GN')}"
+    fid = {r["layer"]: f"{r['FID']['mean']:.2f}" for r in result("table5_small.json")["rows"]}
+    yield "../README.md", f"FID-garments: {beside_the_paper(fid, 'S0', 'B0', 'BN', 'GN')}. FID-d"
+    yield (
+        "choosing.md",
+        f"{fid['BN-ReLU']} with BN-ReLU, {fid['GN-ReLU']} with GN-ReLU, {fid['EvoNormS0']} with S0, "
+        f"{fid['EvoNormB0']} with B0; no two",
+    )
+    yield (
+        "results.md",
+        f"BN has the lowest mean FID, {fid['BN-ReLU']}, then GN with {fid['GN-ReLU']}, S0 with "
+        f"{fid['EvoNormS0']} and B0 with {fid['EvoNormB0']}",
+    )
     b1 = result("table2_EvoNormB1.json")["rows"][0]["accuracy"]["mean"]
     yield "results.md", f"all five seeds learn, with {b1:.1f} % in the mean"
     rows = result("table3_small.json")["rows"] + result("table2_small.json")["rows"]
