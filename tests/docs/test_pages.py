@@ -582,6 +582,11 @@ def affine_or_group_norm(many, few):
         "results.md",
         f"{more[1]} ({affine[1]} ± {spread[1]} instead of {group[1]} ± 0.2, {ends[1]})",
     )
+    times = [
+        f"{run['ratios']['EvoNormS0 / GN']['median']:.3f}"
+        for run in result("training_cpu_linear.json")["runs"]
+    ]
+    yield "choosing.md", f"{times[0]} of GN's time with it and {times[1]} with the affine map"
     mobile = result("mobilenet_linear.json")
     found = [run["accuracy"] for run in mobile["runs"]]
     one, two = (f"{run['mean']:.1f} ± {run['spread']:.1f}" for run in found)
@@ -850,8 +855,8 @@ def sentences():
     yield "../README.md", f"FID-garments: {beside_the_paper(fid, 'S0', 'B0', 'BN', 'GN')}. FID-d"
     yield (
         "choosing.md",
-        f"{fid['BN-ReLU']} with BN-ReLU, {fid['GN-ReLU']} with GN-ReLU, {fid['EvoNormS0']} with S0, "
-        f"{fid['EvoNormB0']} with B0; no two",
+        f"{fid['BN-ReLU']} with BN-ReLU, {fid['GN-ReLU']} with GN-ReLU, {fid['EvoNormS0']} with "
+        f"S0, {fid['EvoNormB0']} with B0; no two",
     )
     yield (
         "results.md",
