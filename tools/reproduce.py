@@ -68,7 +68,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--ray", metavar="ADDRESS", help="run as tasks on a Ray cluster")
     parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="config keys of all runs, such as DATA.ROOT"
+        "opts",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="config keys of all runs, such as DATA.ROOT; not directly behind --norms or --lrs",
     )
     return parser.parse_intermixed_args()
 
