@@ -40,7 +40,7 @@ def _garments(split: str, resolution: int) -> MemorySet:
     return MemorySet(images.expand(-1, 3, -1, -1).contiguous(), labels, CLASSES)
 
 
-_EMBEDDED = dict(zip(EMBEDDED, (_digits, _garments)))
+_OPEN = {"digits": _digits, "garments": _garments}  # each of EMBEDDED
 
 
 def open_dataset(cfg: CfgNode, split: str = "train") -> ImageSet:
@@ -105,7 +105,7 @@ def _open(cfg: CfgNode, split: str) -> ImageSet:
             raise UserError(
                 f"DATA.ROOT is {root}, but DATA.NAME {name} reads none: set DATA.NAME ''"
             )
-        return _EMBEDDED[name](split, resolution)
+        return _OPEN[name](split, resolution)
     if name:
         arguments = (name, root, split, resolution, cfg.DATA.SKIP_CORRUPT)
         if not cfg.DATA.DOWNLOAD:

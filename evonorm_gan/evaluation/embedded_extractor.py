@@ -122,10 +122,9 @@ def trained_weights(cfg: CfgNode) -> Path:
     return path
 
 
-def describe(path: Path) -> str:
-    """What a file of weights holds."""
+def describe(name: str, path: Path) -> str:
+    """What the file of an extractor's weights holds."""
     percent = 100 * read_checkpoint(path)["accuracy"]
-    name = path.name.partition("-")[0]
     return f"classifier of the {name}, {percent:.1f} % of the validation images right"
 
 

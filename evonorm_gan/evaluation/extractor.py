@@ -100,7 +100,7 @@ class Extractor:
     def describe(self) -> str:
         """One line: the extractor, the file of its weights, and its checksum."""
         if self.name in EMBEDDED:
-            about = embedded_extractor.describe(self.weights)
+            about = embedded_extractor.describe(self.name, self.weights)
         elif not self.has_classes:
             about = "a model of timm: not comparable with Inception"
         elif self.digest.startswith(PUBLISHED):

@@ -23,6 +23,7 @@ def load(file, *overrides):
 
 def test_the_files_are_there():
     expected = {"imagenet128.yaml", "imagenet128_small_batch.yaml", "cifar10.yaml", "digits.yaml"}
+    expected |= {"garments.yaml"}
     assert expected <= set(FILES)
 
 

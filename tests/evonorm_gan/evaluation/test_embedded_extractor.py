@@ -8,6 +8,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from evonorm_gan.config import EMBEDDED
+from evonorm_gan.data import open_dataset
 from evonorm_gan.evaluation import embedded_extractor
 from evonorm_gan.evaluation.embedded_extractor import (
     LAYERS,
@@ -34,7 +35,15 @@ def test_it_knows_the_validation_images(name, least, tiny_cfg, digits_cache):
     content = torch.load(path, weights_only=True)
     assert content["accuracy"] > least
     percent = f"{100 * content['accuracy']:.1f} %"
-    assert describe(path) == f"classifier of the {name}, {percent} of the validation images right"
+    assert (
+        describe(name, path)
+        == f"classifier of the {name}, {percent} of the validation images right"
+    )
+
+
+def test_a_runs_own_folder_of_images_does_not_matter(tiny_cfg):
+    cfg = tiny_cfg("DATA.NAME", "", "DATA.ROOT", "elsewhere", "TEST.EXTRACTOR", "garments")
+    assert len(open_dataset(embedded_extractor._own_config(cfg), "val")) == 1000
 
 
 def test_accuracy_is_the_share_of_right_answers(tiny_set):
